@@ -1,0 +1,161 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+/// House rules for every Swift target: Swift 6 language mode, warnings are errors.
+let strict: [SwiftSetting] = [
+    .swiftLanguageMode(.v6),
+    .treatAllWarnings(as: .error),
+]
+
+/// The parts, lowest first. A part may use only parts above it in this list (that is, lower ones);
+/// `Documentation/Architecture.md` says what each alone does.
+let package = Package(
+    name: "ftvm",
+    platforms: [.macOS(.v15)],
+    products: [
+        .executable(name: "ftvm", targets: ["ftvm"]),
+        .executable(name: "ftvmd", targets: ["ftvmd"]),
+        .executable(name: "ftvm-inject", targets: ["ftvm-inject"]),
+    ],
+    dependencies: [
+        .package(url: "https://github.com/apple/swift-argument-parser", from: "1.5.0"),
+        .package(url: "https://github.com/apple/swift-log", from: "1.6.0"),
+        .package(url: "https://github.com/groue/GRDB.swift", from: "7.0.0"),
+        .package(url: "https://github.com/hummingbird-project/hummingbird", from: "2.5.0"),
+        .package(url: "https://github.com/swift-server/async-http-client", from: "1.24.0"),
+        .package(url: "https://github.com/LebJe/TOMLKit", from: "0.6.0"),
+        .package(url: "https://github.com/swiftlang/swift-subprocess", from: "1.0.0"),
+        .package(url: "https://github.com/swift-server/swift-service-lifecycle", from: "2.6.0"),
+    ],
+    targets: [
+        .target(name: "CLinux"),
+        .systemLibrary(
+            name: "CLibvirt", pkgConfig: "libvirt-qemu", providers: [.apt(["libvirt-dev"])]),
+        .systemLibrary(name: "CNuma", providers: [.apt(["libnuma-dev"])]),
+
+        .target(name: "Model", swiftSettings: strict),
+        .target(
+            name: "MemoryPool", dependencies: ["Model", "CLinux", "CNuma"], swiftSettings: strict),
+        .target(name: "Injection", dependencies: ["CLinux"], swiftSettings: strict),
+        .target(
+            name: "Hypervisor",
+            dependencies: [
+                "Model", "CLinux", "CLibvirt", .product(name: "Logging", package: "swift-log"),
+            ],
+            swiftSettings: strict),
+        .target(
+            name: "Protection",
+            dependencies: [
+                "Model", "CLinux", "MemoryPool", "Injection", "Hypervisor",
+                .product(name: "Logging", package: "swift-log"),
+            ],
+            swiftSettings: strict),
+        .target(
+            name: "ClusterStore",
+            dependencies: ["Model", .product(name: "GRDB", package: "GRDB.swift")],
+            swiftSettings: strict),
+        .target(name: "Fencing", dependencies: ["Model", "CLinux"], swiftSettings: strict),
+        .target(name: "Heartbeat", dependencies: ["Model", "CLinux"], swiftSettings: strict),
+        .target(name: "PairLogic", dependencies: ["Model"], swiftSettings: strict),
+        .target(
+            name: "ControlAPI",
+            dependencies: [
+                "Model", .product(name: "AsyncHTTPClient", package: "async-http-client"),
+            ],
+            swiftSettings: strict),
+        .target(
+            name: "HostAgent",
+            dependencies: [
+                "Model", "MemoryPool", "Hypervisor", "Protection", "ClusterStore", "Fencing",
+                "Heartbeat", "PairLogic", "ControlAPI",
+                .product(name: "Hummingbird", package: "hummingbird"),
+                .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
+                .product(name: "TOMLKit", package: "TOMLKit"),
+                .product(name: "Logging", package: "swift-log"),
+            ],
+            swiftSettings: strict),
+        .target(
+            name: "Lab",
+            dependencies: [
+                "Model", "CLinux", .product(name: "Subprocess", package: "swift-subprocess"),
+            ],
+            swiftSettings: strict),
+        .target(
+            name: "Commands",
+            dependencies: [
+                "Model", "MemoryPool", "ControlAPI", "Lab",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ],
+            swiftSettings: strict),
+
+        .executableTarget(name: "ftvm", dependencies: ["Commands"], swiftSettings: strict),
+        .executableTarget(
+            name: "ftvmd",
+            dependencies: [
+                "HostAgent", .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ],
+            swiftSettings: strict),
+        .executableTarget(name: "ftvm-inject", dependencies: ["Injection"], swiftSettings: strict),
+
+        // Tests. Two of them need a process of their own to kill.
+        .executableTarget(
+            name: "segment-crasher", dependencies: ["Model", "MemoryPool", "CLinux"],
+            path: "Tests/SegmentCrasher", swiftSettings: strict),
+        .executableTarget(
+            name: "cluster-test-helper",
+            dependencies: ["Model", "ClusterStore", "Heartbeat", "Fencing"],
+            path: "Tests/FencingTests/Helper", swiftSettings: strict),
+        .testTarget(
+            name: "MemoryPoolTests",
+            dependencies: ["Model", "MemoryPool", "CLinux", "segment-crasher"],
+            swiftSettings: strict),
+        .testTarget(
+            name: "HypervisorTests",
+            dependencies: [
+                "Hypervisor", "Model", "CLinux", .product(name: "Logging", package: "swift-log"),
+            ],
+            swiftSettings: strict),
+        .target(
+            name: "GuestSupport", dependencies: ["Hypervisor", "MemoryPool", "Model", "Protection"],
+            path: "Tests/GuestSupport", swiftSettings: strict),
+        .executableTarget(
+            name: "ftvm-bench",
+            dependencies: [
+                "GuestSupport", "Protection", "Injection", "Hypervisor", "MemoryPool", "Model",
+                "Fencing", "CLinux",
+            ],
+            path: "Tests/Benchmark", swiftSettings: strict),
+        .testTarget(
+            name: "ProtectionTests",
+            dependencies: [
+                "GuestSupport", "Protection", "Injection", "Hypervisor", "MemoryPool", "Model", "Fencing", "CLinux",
+            ],
+            swiftSettings: strict),
+        .testTarget(
+            name: "ClusterStoreTests",
+            dependencies: [
+                "Model", "ClusterStore", "cluster-test-helper",
+                .product(name: "GRDB", package: "GRDB.swift"),
+            ],
+            swiftSettings: strict),
+        .testTarget(
+            name: "HeartbeatTests", dependencies: ["Model", "Heartbeat", "cluster-test-helper"],
+            swiftSettings: strict),
+        .testTarget(
+            name: "FencingTests", dependencies: ["Model", "Fencing", "cluster-test-helper"],
+            exclude: ["Helper"], swiftSettings: strict),
+        .testTarget(
+            name: "PairLogicTests", dependencies: ["Model", "PairLogic"], swiftSettings: strict),
+        .testTarget(
+            name: "HostAgentTests", dependencies: ["Model", "HostAgent"], swiftSettings: strict),
+        .testTarget(
+            name: "CommandsTests",
+            dependencies: ["Commands", "ControlAPI", "MemoryPool", "Model"],
+            swiftSettings: strict),
+        .testTarget(
+            name: "LabTests", dependencies: ["Lab", "Model", "CLinux"], swiftSettings: strict),
+        .testTarget(
+            name: "EndToEndTests", dependencies: ["Lab", "ControlAPI", "Model"],
+            swiftSettings: strict),
+    ]
+)

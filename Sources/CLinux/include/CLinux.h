@@ -1,0 +1,9 @@
+#pragma once
+#include "ftvm_atomic.h"
+#include "ftvm_crc32c.h"
+#include "ftvm_lock.h"
+#include "ftvm_memory.h"
+#include "ftvm_namespace.h"
+#include "ftvm_process.h"
+#include "ftvm_socket.h"
+#include "ftvm_uffd.h"

@@ -1,0 +1,10 @@
+/// A named place in a protocol where tests may end the process. `FaultPoint.reached` costs one
+/// optional check when no hook is set, and the hook is set only once, before any thread starts.
+public enum FaultPoint {
+    nonisolated(unsafe) public static var hook: (@Sendable (String) -> Void)?
+
+    @inline(__always)
+    public static func reached(_ name: StaticString) {
+        if let hook { hook(String(describing: name)) }
+    }
+}

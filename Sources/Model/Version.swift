@@ -1,0 +1,4 @@
+/// The version of everything in this repository.
+public enum FtvmVersion {
+    public static let text = "0.1.0"
+}
