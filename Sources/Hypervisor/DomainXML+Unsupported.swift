@@ -1,0 +1,281 @@
+import Model
+
+/// What of each kind of device can be protected. Devices whose state is all in QEMU's device state
+/// are fine; devices whose state is elsewhere (in the host's kernel, in another process, in a
+/// physical device) are not. A device that this list does not know is refused: better than finding
+/// out at a failover.
+extension DomainXML {
+    static func findings(_ device: XMLTree.Element) -> [UnsupportedFinding] {
+        switch device.name {
+        case "emulator", "controller", "sound", "audio", "watchdog", "rng", "panic", "hub",
+            "redirfilter":
+            return []
+        case "disk": return diskFindings(device)
+        case "interface": return interfaceFindings(device)
+        case "serial", "parallel", "console", "channel": return characterFindings(device)
+        case "video": return videoFindings(device)
+        case "graphics": return graphicsFindings(device)
+        case "input": return inputFindings(device)
+        case "memballoon": return balloonFindings(device)
+        default: return [otherFinding(device)]
+        }
+    }
+
+    private static func refuse(
+        _ device: String, _ why: String, _ advice: String
+    ) -> UnsupportedFinding {
+        .init(severity: .error, device: device, why: why, advice: advice)
+    }
+
+    private static func warn(
+        _ device: String, _ why: String, _ advice: String
+    ) -> UnsupportedFinding {
+        .init(severity: .warning, device: device, why: why, advice: advice)
+    }
+
+    // MARK: Disks
+
+    private static func diskFindings(_ element: XMLTree.Element) -> [UnsupportedFinding] {
+        let disk = Disk(element)
+        let name = "\(disk.device) \(disk.target)"
+        switch disk.type {
+        case "vhostuser", "vhostvdpa":
+            return [
+                refuse(
+                    name, "type \(disk.type): its state is in another process or in hardware",
+                    "use a disk that QEMU serves itself")
+            ]
+        case "nvme":
+            return [
+                refuse(
+                    name, "type nvme: a device of this host", "use storage that all hosts reach")
+            ]
+        default: break
+        }
+        if disk.device == "lun" {
+            return [
+                refuse(
+                    name, "SCSI commands go to a device of this host past QEMU",
+                    "use device='disk'")
+            ]
+        }
+        if disk.hasBlockJob {
+            return [
+                refuse(name, "a block job is under way", "wait for it to end, or cancel it")
+            ]
+        }
+        if !disk.isReadOnly || disk.isTransient {
+            return [
+                refuse(
+                    name,
+                    "writable: after a failover its content would not be of the same commit as the "
+                        + "memory yet",
+                    "make it read-only, or run the guest from memory")
+            ]
+        }
+        guard let source = disk.source, disk.type != "network" else { return [] }
+        return [
+            warn(
+                name, "\(source) must be there under the same name on every host",
+                "keep it on shared storage")
+        ]
+    }
+
+    // MARK: Network
+
+    private static func interfaceFindings(_ element: XMLTree.Element) -> [UnsupportedFinding] {
+        let interface = Interface(element)
+        let name = "interface \(interface.mac ?? interface.hostDevice ?? "") type \(interface.type)"
+        var findings: [UnsupportedFinding] = []
+        switch interface.type {
+        case "hostdev", "vdpa":
+            return [
+                refuse(
+                    name, "a device of this host", "use a bridge or network with a virtio model")
+            ]
+        case "vhostuser":
+            return [
+                refuse(
+                    name, "another process writes guest memory and holds the queues' state",
+                    "use a bridge or network with a virtio model")
+            ]
+        case "direct" where interface.mode == "passthrough":
+            return [
+                refuse(
+                    name, "it takes over the host's device \(interface.source ?? "")",
+                    "use mode='bridge', or a bridge")
+            ]
+        case "direct":
+            findings.append(
+                warn(
+                    name, "\(interface.source ?? "") must mean the same network on every host",
+                    "a bridge of the same name on every host is simpler"))
+        case "user":
+            findings.append(
+                warn(
+                    name, "connections through QEMU's or passt's own network end at a failover",
+                    "use a bridge or network"))
+        default: break
+        }
+        let isVirtio = interface.model?.hasPrefix("virtio") ?? false
+        if isVirtio,
+            interface.driver == "vhost" || (interface.driver == nil && interface.type != "user")
+        {
+            findings.append(
+                warn(
+                    name,
+                    interface.driver == nil
+                        ? "libvirt uses vhost where it can, and then packets cannot be held back"
+                        : "with vhost packets cannot be held back until their epoch is committed",
+                    "add <driver name='qemu'/>"))
+        }
+        return findings
+    }
+
+    // MARK: Consoles
+
+    private static func characterFindings(_ element: XMLTree.Element) -> [UnsupportedFinding] {
+        let target = element.first("target")
+        let label = target?["name"] ?? target?["port"] ?? ""
+        let name = "\(element.name) \(label)".trimmingSpaces
+        switch element["type"] ?? "" {
+        case "dev":
+            return [
+                refuse(
+                    name,
+                    "\(element.first("source")?["path"] ?? "its device") is a device of this host",
+                    "use type pty, file, unix or tcp")
+            ]
+        case "spicevmc", "spiceport", "qemu-vdagent", "dbus":
+            return [
+                warn(
+                    name, "what the viewer and the guest's agent have agreed is lost at a failover",
+                    "reconnect the viewer")
+            ]
+        default: return []
+        }
+    }
+
+    // MARK: Screen and input
+
+    private static func videoFindings(_ element: XMLTree.Element) -> [UnsupportedFinding] {
+        let model = element.first("model")?["type"] ?? "?"
+        guard model != "none" else { return [] }
+        return [
+            refuse(
+                "video \(model)", "its video memory is not carried yet",
+                "use <video><model type='none'/></video> and a serial console")
+        ]
+    }
+
+    private static func graphicsFindings(_ element: XMLTree.Element) -> [UnsupportedFinding] {
+        let type = element["type"] ?? "?"
+        let usesGPU = element.first("gl")?["enable"] == "yes" || type == "egl-headless"
+        guard usesGPU else { return [] }
+        return [
+            refuse(
+                "graphics \(type)", "it draws with this host's graphics processor",
+                "use vnc, or spice without gl")
+        ]
+    }
+
+    private static func inputFindings(_ element: XMLTree.Element) -> [UnsupportedFinding] {
+        let type = element["type"] ?? "?"
+        guard type == "passthrough" || type == "evdev" else { return [] }
+        let path = element.first("source").flatMap { $0["evdev"] ?? $0["dev"] } ?? ""
+        return [
+            refuse(
+                "input \(type) \(path)".trimmingSpaces, "an input device of this host",
+                "use a tablet, mouse or keyboard of QEMU's")
+        ]
+    }
+
+    private static func balloonFindings(_ element: XMLTree.Element) -> [UnsupportedFinding] {
+        guard element["freePageReporting"] == "on" else { return [] }
+        return [
+            warn(
+                "memballoon \(element["model"] ?? "") freePageReporting",
+                "pages that the guest reports free stay reserved in the pool",
+                "switch freePageReporting off")
+        ]
+    }
+
+    // MARK: Everything else
+
+    private static func otherFinding(_ element: XMLTree.Element) -> UnsupportedFinding {
+        let name = "\(element.name) \(label(of: element))".trimmingSpaces
+        switch element.name {
+        case "hostdev":
+            return refuse(
+                name, "a device of this host, which writes guest memory past the page tracker",
+                "remove it; use an emulated or virtio device")
+        case "filesystem":
+            let driver = element.first("driver")?["type"] ?? "path"
+            let why =
+                driver == "virtiofs"
+                ? "virtiofsd writes guest memory and holds the open files"
+                : "QEMU's open files of this host are not part of the device state"
+            return refuse(name, why, "mount the directory over the network instead")
+        case "tpm":
+            return refuse(
+                name,
+                "the TPM's state is in \(element.first("backend")?["type"] ?? "its backend"), "
+                    + "outside QEMU", "remove the TPM")
+        case "shmem":
+            return refuse(name, "other processes share this memory", "remove it")
+        case "memory":
+            return refuse(
+                name, "memory devices are not carried yet", "give the guest one <memory>")
+        case "redirdev":
+            return refuse(name, "a USB device at a viewer's end", "remove it")
+        case "vsock":
+            return refuse(
+                name, "the host's kernel holds its connections (vhost)",
+                "use a serial channel or the network")
+        case "crypto":
+            return refuse(name, "its sessions are not part of the device state", "remove it")
+        case "smartcard":
+            return refuse(name, "a card reader of this host or at a viewer's end", "remove it")
+        case "lease":
+            return refuse(
+                name, "primary and secondary would both want the lease", "remove it; ftvm fences")
+        case "iommu":
+            return .init(
+                severity: .warning, device: name,
+                why: "protection with an IOMMU in the guest has not been tried",
+                advice: "rehearse a failover before relying on it")
+        default:
+            return refuse(
+                name, "ftvm does not know this device",
+                "remove it, or tell ftvm's developers about it")
+        }
+    }
+
+    /// What tells this device from others of its kind: address, alias, target, model.
+    private static func label(of element: XMLTree.Element) -> String {
+        if let origin = element.descend("source", "address") ?? element.first("source") {
+            if let bus = origin["bus"], let slot = origin["slot"] {
+                return [origin["domain"] ?? "0x0000", bus, slot, origin["function"] ?? "0x0"]
+                    .map { $0.replacing("0x", with: "") }.pciAddress
+            }
+            if let vendor = element.descend("source", "vendor")?["id"] {
+                return "usb \(vendor):\(element.descend("source", "product")?["id"] ?? "?")"
+            }
+        }
+        return element.first("target").flatMap { $0["dir"] ?? $0["dev"] ?? $0["name"] }
+            ?? element["name"] ?? element.first("alias")?["name"] ?? element["model"]
+            ?? element.first("model")?["type"] ?? element["type"] ?? ""
+    }
+}
+
+extension String {
+    /// Without spaces at the end, where an optional part was empty.
+    fileprivate var trimmingSpaces: String { XMLText.trim(self) }
+}
+
+extension [String] {
+    /// `0000:03:00.0` of domain, bus, slot and function in hexadecimal digits.
+    fileprivate var pciAddress: String {
+        count == 4 ? "\(self[0]):\(self[1]):\(self[2]).\(self[3])" : joined(separator: ":")
+    }
+}

@@ -1,0 +1,169 @@
+import CLibvirt
+import Dispatch
+import Foundation
+import Model
+import Synchronization
+
+/// The monitor of a running domain through libvirt, for domains that were not started with a socket
+/// of ours. Slower than `QMPConnection` (libvirt in between), and libvirt marks the domain as
+/// tainted.
+///
+/// libvirt's call has no time limit of its own, so it runs on a queue of its own and is abandoned
+/// when its time is up; it then still occupies the queue until libvirt returns.
+package final class LibvirtMonitor: Monitor {
+    /// Calls that may wait for libvirt at a time.
+    private static let maximumPending = 8
+
+    private struct State {
+        var pending: [ObjectIdentifier: DispatchSemaphore] = [:]
+        var isInterrupted = false
+    }
+
+    package let label: String
+    private let domain: LibvirtDomain
+    private let queue: DispatchQueue
+    private let state = Mutex(State())
+
+    init(domain: LibvirtDomain) {
+        self.label = domain.name
+        self.domain = domain
+        self.queue = DispatchQueue(label: "ftvm.libvirt-monitor.\(domain.name)")
+    }
+
+    package func execute(
+        _ command: String, arguments: String?, descriptor: Int32?, timeoutMilliseconds: Int
+    ) throws -> MonitorReply {
+        var line = "{\"execute\":\(JSONText.quote(command))"
+        if let arguments { line += ",\"arguments\":\(arguments)" }
+        line += "}"
+        // The call may outlive this function when it is abandoned: it gets a descriptor of its own.
+        let passed = try descriptor.map { try OwnedDescriptor(duplicating: $0) }
+        let text = try call(timeoutMilliseconds, command) { [domain, label, line] in
+            try Self.command(line, command, domain, label, passed)
+        }
+        return try Self.reply(text, to: command, label)
+    }
+
+    package func stop(timeoutMilliseconds: Int) throws {
+        _ = try execute("stop", timeoutMilliseconds: timeoutMilliseconds)
+    }
+
+    package func cont(timeoutMilliseconds: Int) throws {
+        _ = try execute("cont", timeoutMilliseconds: timeoutMilliseconds)
+    }
+
+    package func saveDeviceState(path: String, timeoutMilliseconds: Int) throws {
+        _ = try execute(
+            "xen-save-devices-state",
+            arguments: "{\"filename\":\(JSONText.quote(path)),\"live\":false}",
+            timeoutMilliseconds: timeoutMilliseconds)
+    }
+
+    package func interrupt() {
+        state.withLock { state in
+            state.isInterrupted = true
+            for semaphore in state.pending.values { semaphore.signal() }
+        }
+    }
+
+    private static func command(
+        _ line: String, _ command: String, _ domain: LibvirtDomain, _ label: String,
+        _ passed: OwnedDescriptor?
+    ) throws -> String {
+        var result: UnsafeMutablePointer<CChar>?
+        let status: Int32
+        if let passed {
+            var number = passed.number
+            status = virDomainQemuMonitorCommandWithFiles(
+                domain.pointer, line, 1, &number, nil, nil, &result, 0)
+        } else {
+            status = virDomainQemuMonitorCommand(domain.pointer, line, &result, 0)
+        }
+        guard status == 0, let result else {
+            let error = LibvirtError.last("cannot run \(command) in the monitor of \(label)")
+            // "domain is not running": QEMU is gone, the same as on a direct connection.
+            guard virDomainIsActive(domain.pointer) != 1 else { throw error }
+            throw FtvmError(.unavailable, "QEMU of \(label) is gone", cause: error.cause)
+        }
+        defer { free(result) }
+        return String(cString: result)
+    }
+
+    private static func reply(
+        _ text: String, to command: String, _ label: String
+    ) throws -> MonitorReply {
+        var text = text
+        return try text.withUTF8 { utf8 in
+            let bytes = UnsafeRawBufferPointer(utf8)
+            let line = QMPLine(bytes)
+            let value = String(decoding: bytes[line.value], as: UTF8.self)
+            switch line.kind {
+            case .success: return MonitorReply(json: value)
+            case .failure: throw FtvmError(refusing: command, by: label, value)
+            case .event, .greeting, .garbage:
+                throw FtvmError(
+                    .unavailable, "monitor of \(label) answered something unexpected",
+                    cause: String(decoding: bytes.prefix(200), as: UTF8.self))
+            }
+        }
+    }
+
+    /// Runs `body` on the queue and waits for it no longer than allowed.
+    private func call(
+        _ timeoutMilliseconds: Int, _ command: String,
+        _ body: @escaping @Sendable () throws -> String
+    ) throws -> String {
+        let outcome = Outcome()
+        let key = ObjectIdentifier(outcome)
+        try state.withLock { state in
+            guard !state.isInterrupted else { throw interrupted }
+            guard state.pending.count < Self.maximumPending else {
+                throw FtvmError(
+                    .unavailable, "monitor of \(label) does not answer through libvirt",
+                    cause: "\(state.pending.count) commands wait already")
+            }
+            state.pending[key] = outcome.done
+        }
+        queue.async { [self] in
+            let result = Result { try body() }
+            outcome.result.withLock { $0 = result }
+            state.withLock { $0.pending[key] = nil }
+            outcome.done.signal()
+        }
+        let isDone = outcome.done.wait(timeout: .now() + .milliseconds(timeoutMilliseconds))
+        if let result = outcome.result.withLock({ $0 }) { return try result.get() }
+        guard isDone == .timedOut else { throw interrupted }
+        throw FtvmError(
+            .timedOut, "QEMU of \(label) does not answer \(command) in time",
+            cause: "nothing through libvirt within \(timeoutMilliseconds) ms",
+            advice: "QEMU or libvirtd may hang")
+    }
+
+    private var interrupted: FtvmError {
+        FtvmError(
+            .unavailable, "monitor connection to \(label) was given up",
+            cause: "another part of ftvm interrupted it")
+    }
+}
+
+/// What became of a call that somebody may not wait for any more.
+private final class Outcome: Sendable {
+    let result = Mutex<Result<String, any Error>?>(nil)
+    let done = DispatchSemaphore(value: 0)
+}
+
+/// A duplicate of a descriptor, closed with the last reference.
+private final class OwnedDescriptor: Sendable {
+    let number: Int32
+
+    init(duplicating descriptor: Int32) throws {
+        number = fcntl(descriptor, F_DUPFD_CLOEXEC, 3)
+        guard number >= 0 else {
+            throw FtvmError(
+                .resourceExhausted, "cannot duplicate a descriptor",
+                cause: String(cString: strerror(errno)))
+        }
+    }
+
+    deinit { close(number) }
+}
