@@ -1,0 +1,94 @@
+import CLinux
+import Glibc
+import Hypervisor
+import Injection
+import MemoryPool
+import Model
+
+/// What a primary's QEMU has in it of ours: tracker's userfaultfd and device-state file. The primary lock is
+/// there as well, but needs no attention: it is held as long as the process lives.
+struct Preparation {
+    let uffd: Int32
+    let channel: DeviceStateChannel
+
+    /// Puts everything into the QEMU in one session, together with the mapping that makes the segment its
+    /// memory, when one is given.
+    static func install(
+        in process: QEMUProcess, lock: Int32, injector: InjectorProcess,
+        mapping: InjectionOperation? = nil
+    ) throws -> Preparation {
+        let device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC)
+        guard device >= 0 else {
+            throw FtvmError(
+                .unsupported, "cannot open /dev/userfaultfd",
+                cause: String(cString: strerror(errno)),
+                advice: "ftvm needs Linux 6.4 or newer with CONFIG_USERFAULTFD, and root")
+        }
+        defer { Glibc.close(device) }
+        let file = try DeviceStateChannel.makeMemoryFile()
+        var operations: [InjectionOperation] = mapping.map { [$0] } ?? []
+        operations += [
+            .userfaultfd(device: device), .install(descriptor: file), .install(descriptor: lock),
+        ]
+        do {
+            let results = try injector.run(in: process, operations)
+            let first = mapping == nil ? 0 : 1
+            let uffd = try process.duplicate(descriptor: Int32(results[first]))
+            let handshake = ftvm_uffd_api(uffd, ftvm_uffd_features())
+            guard handshake == 0 else {
+                Glibc.close(uffd)
+                throw FtvmError(
+                    .unsupported, "this kernel's userfaultfd lacks what the page tracker needs",
+                    cause: "write protection of shared memory and of unpopulated pages",
+                    advice: "ftvm needs Linux 6.4 or newer")
+            }
+            return Preparation(
+                uffd: uffd,
+                channel: DeviceStateChannel(descriptor: file, remote: Int32(results[first + 1])))
+        } catch {
+            Glibc.close(file)
+            throw error
+        }
+    }
+
+    /// What a former ftvmd has put into the QEMU; nil when it is not all there.
+    static func found(in process: QEMUProcess) throws -> Preparation? {
+        guard let remote = process.descriptors(linkedTo: uffdLink).first,
+            let channel = try DeviceStateChannel.found(in: process)
+        else { return nil }
+        do {
+            return Preparation(
+                uffd: try process.duplicate(descriptor: remote), channel: channel)
+        } catch {
+            channel.close()
+            throw error
+        }
+    }
+
+    /// Takes everything of ours out of a QEMU that goes on unprotected. Its vCPUs do not wait for a tracker
+    /// any more, its memory stays mapped as it is, and the primary lock becomes free.
+    /// - Parameters:
+    ///   - lockFile: the segment's lock, by device and inode, wherever QEMU has it; nil: leave it.
+    ///   - moving: what gives a stopped guest other memory, done first.
+    static func remove(
+        from process: QEMUProcess, lockFile: Int32?,
+        injector: InjectorProcess, moving: [InjectionOperation] = []
+    ) throws {
+        // Before anything is injected: the thread that we stop may be waiting for a tracker. Not before memory is moved:
+        // a guest that somebody has resumed would write to what has been copied already. It waits until QEMU's and
+        // our descriptor of the userfaultfd are closed.
+        if moving.isEmpty { try process.releaseFaults() }
+        var remotes = process.descriptors(linkedTo: uffdLink)
+        remotes += process.descriptors(linkedTo: DeviceStateChannel.linkPrefix)
+        if let lockFile { remotes += process.descriptors(ofSameFileAs: lockFile) }
+        let operations = moving + remotes.map { InjectionOperation.close(remote: $0) }
+        if !operations.isEmpty { _ = try injector.run(in: process, operations) }
+    }
+
+    func closeAll() {
+        Glibc.close(uffd)
+        channel.close()
+    }
+
+    static let uffdLink = "anon_inode:[userfaultfd]"
+}

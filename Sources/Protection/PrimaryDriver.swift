@@ -1,0 +1,107 @@
+import CLinux
+import Glibc
+import Hypervisor
+import Injection
+import MemoryPool
+import Model
+
+/// Runs one protected primary on this host: its tracker, its commits, its figures. Made by one of the ways a
+/// QEMU becomes a primary (`takeOver`, `adopt`, `promote`). All calls block; one at a time.
+package final class PrimaryDriver: @unchecked Sendable {
+    package let process: QEMUProcess
+    package let memory: GuestMemory
+    package let segment: Segment
+    package let monitor: any Monitor
+    package let committer: Committer
+    let tracker: PageTracker
+    let preparation: Preparation
+    private var loop: EpochLoop?
+    private let request: CommitRequest
+
+    /// The tracker and who it reports to, before there need be a monitor.
+    struct Tracking {
+        let tracker: PageTracker
+        let request: CommitRequest
+
+        /// Nothing is registered or protected yet, and no thread runs. The segment's manager lock is taken: an ftvmd
+        /// that still writes this segment is an error here, not a race.
+        init(
+            process: QEMUProcess, memory: GuestMemory, segment: Segment, preparation: Preparation,
+            generation: Generation
+        ) throws {
+            try segment.takeManagerLock()
+            try segment.adopt(generation)
+            let request = try CommitRequest()
+            self.request = request
+            tracker = try PageTracker(
+                process: process, memory: memory, uffd: preparation.uffd,
+                pageSizeBytes: UInt64(segment.pageSizeBytes), purpose: .undoLog(segment),
+                onHighWater: { request.signal() })
+        }
+    }
+
+    init(
+        process: QEMUProcess, memory: GuestMemory, segment: Segment, monitor: any Monitor,
+        preparation: Preparation, generation: Generation, tracking: Tracking? = nil
+    ) throws {
+        self.process = process
+        self.memory = memory
+        self.segment = segment
+        self.monitor = monitor
+        self.preparation = preparation
+        let tracking =
+            try tracking
+            ?? Tracking(
+                process: process, memory: memory, segment: segment, preparation: preparation,
+                generation: generation)
+        request = tracking.request
+        tracker = tracking.tracker
+        committer = Committer(
+            monitor: monitor, segment: segment, tracker: tracker, generation: generation,
+            channel: preparation.channel)
+    }
+
+    // MARK: - Running
+
+    /// Begins to commit, an epoch at most so long.
+    package func startEpochs(
+        maximumMilliseconds: Int, onEnd: @escaping @Sendable (EpochLoop.End) -> Void
+    ) throws {
+        precondition(loop == nil, "epochs are started once")
+        let loop = EpochLoop(
+            committer: committer, request: request, epochMaximumMilliseconds: maximumMilliseconds,
+            onEnd: onEnd)
+        self.loop = loop
+        try loop.start()
+    }
+
+    /// Ends committing, between two commits. The guest runs on, and blocks at its next first touch once the
+    /// tracker has stopped too.
+    package func stopEpochs() {
+        loop?.stop()
+        loop = nil
+    }
+
+    /// Ends everything on our side and lets go of the QEMU. What was put into it stays there.
+    package func close() {
+        stopEpochs()
+        tracker.stop()
+        preparation.closeAll()
+        segment.releaseManagerLock()
+    }
+
+    package func figures() -> (figures: EpochFigures, failure: FtvmError?) {
+        var (figures, failure) = loop?.figures() ?? (EpochFigures(), nil)
+        figures.undoUsedEntries = segment.undoUsed
+        figures.undoCapacityEntries = segment.undoCapacity
+        figures.faults = tracker.faultCount
+        figures.overflows = tracker.overflowCount
+        return (figures, failure)
+    }
+
+    /// The last commit before a hand-over: the guest does not run again here. The caller kills the QEMU.
+    package func commitAndStayStopped() throws {
+        stopEpochs()
+        _ = try committer.commit(.stayStopped)
+    }
+}

@@ -1,0 +1,226 @@
+import CLinux
+import Glibc
+import Hypervisor
+import Injection
+import MemoryPool
+import Model
+
+/// A running QEMU seen from outside: its descriptors, its memory map, and what has been put into it.
+extension QEMUProcess {
+    /// Sends SIGKILL and waits until the process is gone.
+    /// - Throws: `.timedOut` when it is still there after `milliseconds`.
+    package func kill(waitingMilliseconds milliseconds: Int = 5_000) throws {
+        Glibc.kill(processID, SIGKILL)
+        let deadline = MonotonicClock.nowNanoseconds() + UInt64(milliseconds) * 1_000_000
+        while isRunning {
+            guard MonotonicClock.nowNanoseconds() < deadline else {
+                throw FtvmError(
+                    .timedOut, "QEMU (process \(processID)) did not end after SIGKILL",
+                    cause: "it is still there after \(milliseconds) ms",
+                    advice: "look for a blocked device or file system on this host")
+            }
+            usleep(1_000)
+        }
+    }
+
+    /// The process's descriptors whose /proc link starts with `prefix`.
+    package func descriptors(linkedTo prefix: String) -> [Int32] {
+        guard let directory = opendir("/proc/\(processID)/fd") else { return [] }
+        defer { closedir(directory) }
+        var found: [Int32] = []
+        while let entry = readdir(directory) {
+            let name = withUnsafePointer(to: &entry.pointee.d_name) {
+                $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
+            }
+            guard let number = Int32(name) else { continue }
+            if descriptorLink(number)?.hasPrefix(prefix) == true { found.append(number) }
+        }
+        return found.sorted()
+    }
+
+    /// The process's descriptors of the file that our descriptor is of, by device and inode.
+    package func descriptors(ofSameFileAs descriptor: Int32) -> [Int32] {
+        var wanted = stat()
+        guard fstat(descriptor, &wanted) == 0 else { return [] }
+        return descriptors(linkedTo: "").filter { number in
+            var found = stat()
+            return stat("/proc/\(processID)/fd/\(number)", &found) == 0
+                && found.st_dev == wanted.st_dev && found.st_ino == wanted.st_ino
+        }
+    }
+
+    private func descriptorLink(_ number: Int32) -> String? {
+        var buffer = [CChar](repeating: 0, count: 512)
+        let length = readlink("/proc/\(processID)/fd/\(number)", &buffer, buffer.count - 1)
+        guard length > 0 else { return nil }
+        return String(decoding: buffer[..<length].map { UInt8(bitPattern: $0) }, as: UTF8.self)
+    }
+
+    /// Our own duplicate of one of the process's descriptors.
+    package func duplicate(descriptor: Int32) throws -> Int32 {
+        let pidfd = ftvm_pidfd_open(processID)
+        guard pidfd >= 0 else { throw gone(-pidfd) }
+        defer { close(pidfd) }
+        let duplicate = ftvm_pidfd_getfd(pidfd, descriptor)
+        guard duplicate >= 0 else {
+            throw FtvmError(
+                .unavailable, "cannot take descriptor \(descriptor) of QEMU (process \(processID))",
+                cause: String(cString: strerror(-duplicate)),
+                advice: "ftvmd must run as root with CAP_SYS_PTRACE")
+        }
+        return duplicate
+    }
+
+    private func gone(_ number: Int32) -> FtvmError {
+        FtvmError(
+            .unavailable, "QEMU (process \(processID)) cannot be reached",
+            cause: String(cString: strerror(number)))
+    }
+
+    /// Where the segment's RAM is mapped for writing, all of it; nil when it is not.
+    func memory(mappedFrom segment: Segment) throws -> GuestMemory? {
+        let file = try FileIdentity(descriptor: segment.ramDescriptor)
+        let region = try maps().regions.first {
+            $0.shared && $0.writable && $0.offset == 0
+                && FileIdentity(device: $0.device, inode: $0.inode) == file
+        }
+        guard let region, region.end - region.start == segment.memoryBytes else { return nil }
+        return GuestMemory(hostAddress: region.start, lengthBytes: segment.memoryBytes)
+    }
+
+    /// Takes all memory off every userfaultfd in the process, without a word to it: whoever waits for a tracker that is
+    /// gone runs on.
+    package func releaseFaults() throws {
+        let uffds = descriptors(linkedTo: Preparation.uffdLink)
+        guard !uffds.isEmpty else { return }
+        let ranges = ranges(flagged: "uw")
+        for remote in uffds {
+            let uffd = try duplicate(descriptor: remote)
+            defer { close(uffd) }
+            for range in ranges {
+                _ = ftvm_uffd_unregister(uffd, range.lowerBound, UInt64(range.count))
+            }
+            // Unregistering wakes only who waits for a missing page (fs/userfaultfd.c, userfaultfd_unregister), not who
+            // waits for leave to write.
+            _ = ftvm_uffd_wake_all(uffd)
+        }
+    }
+
+    /// Ranges of the memory map that have a flag in /proc/PID/smaps (proc(5), VmFlags): `uw` write-protected by a
+    /// userfaultfd, `nr` no swap space reserved.
+    func ranges(flagged flag: String) -> [Range<UInt64>] {
+        guard let file = fopen("/proc/\(processID)/smaps", "re") else { return [] }
+        defer { fclose(file) }
+        var ranges: [Range<UInt64>] = []
+        var current: Range<UInt64>?
+        var line: UnsafeMutablePointer<CChar>?
+        var capacity = 0
+        defer { free(line) }
+        while getline(&line, &capacity, file) > 0 {
+            guard let line else { continue }
+            let words = String(cString: line).split(whereSeparator: \.isWhitespace)
+            if let bounds = words.first?.split(separator: "-"), bounds.count == 2,
+                let start = UInt64(bounds[0], radix: 16), let end = UInt64(bounds[1], radix: 16),
+                start < end
+            {
+                current = start..<end
+            } else if words.first == "VmFlags:", words.contains(Substring(flag)), let current {
+                ranges.append(current)
+            }
+        }
+        return ranges
+    }
+
+    private func maps() throws -> ProcessMaps {
+        do { return try ProcessMaps(pid: processID) } catch {
+            throw FtvmError(
+                .unavailable, "cannot read the memory map of QEMU (process \(processID))",
+                cause: "\(error)")
+        }
+    }
+
+    /// How the range is mapped now.
+    package func mapping(of memory: GuestMemory) throws -> GuestMemoryMapping {
+        let regions = try maps().regions(in: memory.hostAddress..<memory.hostEnd)
+        var covered = memory.hostAddress
+        for region in regions where region.start <= covered { covered = max(covered, region.end) }
+        guard covered >= memory.hostEnd, let first = regions.first else { return .incomplete }
+        if regions.count == 1, first.shared, first.inode != 0 {
+            return .file(
+                FileIdentity(device: first.device, inode: first.inode), writable: first.writable)
+        }
+        return regions.contains { $0.shared } ? .otherShared : .privateMemory
+    }
+}
+
+/// Where a guest's RAM is in its QEMU's address space. One block: guests with NUMA cells have more, and
+/// are refused so far.
+package struct GuestMemory: Sendable, Hashable {
+    package let hostAddress: UInt64
+    package let lengthBytes: UInt64
+    package var hostEnd: UInt64 { hostAddress + lengthBytes }
+
+    package init(hostAddress: UInt64, lengthBytes: UInt64) {
+        self.hostAddress = hostAddress
+        self.lengthBytes = lengthBytes
+    }
+}
+
+/// What stands behind a guest's RAM.
+package enum GuestMemoryMapping: Sendable, Hashable {
+    case privateMemory
+    /// One shared file mapping covers it all.
+    case file(FileIdentity, writable: Bool)
+    case otherShared
+    /// Not all of the range is mapped.
+    case incomplete
+}
+
+/// A file as /proc/PID/maps names it.
+package struct FileIdentity: Sendable, Hashable {
+    /// `major:minor` in hexadecimal.
+    let device: String
+    let inode: UInt64
+
+    init(device: String, inode: UInt64) {
+        self.device = device
+        self.inode = inode
+    }
+
+    package init(descriptor: Int32) throws {
+        var status = stat()
+        guard fstat(descriptor, &status) == 0 else {
+            throw FtvmError(
+                .internalError, "cannot look at a file of the segment",
+                cause: String(cString: strerror(errno)))
+        }
+        func hexadecimal(_ number: UInt32) -> String {
+            let text = String(number, radix: 16)
+            return text.count < 2 ? "0" + text : text
+        }
+        device =
+            hexadecimal(ftvm_device_major(status.st_dev)) + ":"
+            + hexadecimal(ftvm_device_minor(status.st_dev))
+        inode = UInt64(status.st_ino)
+    }
+}
+
+/// The monotonic clock; no decision of ftvm uses another.
+package enum MonotonicClock {
+    package static func nowNanoseconds() -> UInt64 {
+        var time = timespec()
+        clock_gettime(CLOCK_MONOTONIC, &time)
+        return UInt64(time.tv_sec) * 1_000_000_000 + UInt64(time.tv_nsec)
+    }
+}
+
+/// The text of a file of /proc; nil when it cannot be read.
+func readSmallFile(_ path: String) -> String? {
+    let descriptor = open(path, O_RDONLY | O_CLOEXEC)
+    guard descriptor >= 0 else { return nil }
+    defer { close(descriptor) }
+    var buffer = [UInt8](repeating: 0, count: 4096)
+    let length = read(descriptor, &buffer, buffer.count)
+    guard length > 0 else { return nil }
+    return String(decoding: buffer[..<length], as: UTF8.self)
+}

@@ -1,0 +1,133 @@
+import CLinux
+import Glibc
+import Hypervisor
+import Injection
+import MemoryPool
+import Model
+
+extension PrimaryDriver {
+    /// What protecting a running guest is doing, for the user.
+    package enum TakeOverStep: Sendable, Hashable {
+        case copyingMemory(percent: Int)
+        case switching
+    }
+
+    /// Makes a running domain's QEMU the primary: its memory moves into the segment while the guest runs, the
+    /// rest while it stands still, then the segment's file is mapped over the old memory, and epoch 1 is committed.
+    ///
+    /// If anything fails before the file is mapped, the guest goes on as it was. If this process dies, a successor
+    /// calls `abandonTakeOver` and then this again; it goes on from wherever things stand.
+    /// - Parameter lock: descriptor with the primary lock, taken by the caller; the QEMU keeps it from here on.
+    package static func takeOver(
+        process: QEMUProcess, memory: GuestMemory, monitor: any Monitor, segment: Segment,
+        generation: Generation, lock: Int32, injector: InjectorProcess,
+        progress: @escaping @Sendable (TakeOverStep) -> Void
+    ) throws -> PrimaryDriver {
+        let isInSegment =
+            try process.mapping(of: memory)
+            == .file(FileIdentity(descriptor: segment.ramDescriptor), writable: true)
+        precondition(
+            isInSegment || segment.position.epoch.number == 0, "a segment of which nobody runs")
+        try takeUp(segment, generation)
+        let preparation = try Preparation.install(in: process, lock: lock, injector: injector)
+        do {
+            if isInSegment {
+                segment.insertFlags(.pausedByCommit)
+                try monitor.stop(timeoutMilliseconds: Committer.stopTimeoutMilliseconds)
+            } else {
+                try moveIntoSegment(
+                    process: process, memory: memory, monitor: monitor, segment: segment,
+                    preparation: preparation, injector: injector, progress: progress)
+            }
+            return try firstCommit(
+                PrimaryDriver(
+                    process: process, memory: memory, segment: segment, monitor: monitor,
+                    preparation: preparation, generation: generation))
+        } catch {
+            preparation.closeAll()
+            try? abandonTakeOver(
+                process: process, monitor: monitor, segment: segment, injector: injector)
+            throw error
+        }
+    }
+
+    /// Writes for this generation from here on. Where the guest has run on the segment without a tracker, its last
+    /// commit is nothing to go back to until the next one.
+    private static func takeUp(_ segment: Segment, _ generation: Generation) throws {
+        try segment.takeManagerLock()
+        if segment.position.generation < generation {
+            try segment.raiseGeneration(to: generation)
+        } else {
+            try segment.adopt(generation)
+        }
+        if segment.position.epoch.number > 0 {
+            segment.markOverflow(epoch: segment.position.epoch.next)
+        }
+    }
+
+    /// Takes a half-done take-over back, so that the guest runs: nothing waits for a tracker, and a guest that stood
+    /// still because of us goes on. Its memory stays where it is, private or in the segment.
+    package static func abandonTakeOver(
+        process: QEMUProcess, monitor: any Monitor, segment: Segment, injector: InjectorProcess
+    ) throws {
+        let lockFile = try segment.openLock()
+        defer { Glibc.close(lockFile) }
+        try Preparation.remove(
+            from: process, lockFile: lockFile, injector: injector)
+        guard segment.flags.contains(.pausedByCommit) else { return }
+        try monitor.cont(timeoutMilliseconds: Committer.commandTimeoutMilliseconds)
+        segment.removeFlags(.pausedByCommit)
+    }
+
+    /// Afterwards the guest stands still and its memory is the segment.
+    private static func moveIntoSegment(
+        process: QEMUProcess, memory: GuestMemory, monitor: any Monitor, segment: Segment,
+        preparation: Preparation, injector: InjectorProcess,
+        progress: @escaping @Sendable (TakeOverStep) -> Void
+    ) throws {
+        let tracker = try PageTracker(
+            process: process, memory: memory, uffd: preparation.uffd, pageSizeBytes: 4096,
+            purpose: .dirtyPages)
+        try tracker.protectAll()
+        try tracker.start(epoch: Epoch(0))
+        defer { tracker.stop() }
+        let move = LiveMove(
+            process: process, memory: memory, segment: segment, direction: .intoSegment,
+            progress: { progress(.copyingMemory(percent: $0)) })
+        FaultPoint.reached("takeover.protected")
+        try move.copyWhileRunning(tracker: tracker)
+        progress(.switching)
+        segment.insertFlags(.pausedByCommit)
+        FaultPoint.reached("takeover.copied")
+        try monitor.stop(timeoutMilliseconds: Committer.stopTimeoutMilliseconds)
+        FaultPoint.reached("takeover.stopped")
+        try move.copyRest(stopping: tracker)
+        _ = try injector.run(
+            in: process,
+            [
+                .mapFile(
+                    descriptor: segment.ramDescriptor, address: memory.hostAddress,
+                    length: memory.lengthBytes, writable: true, offset: 0),
+                .advise(
+                    address: memory.hostAddress, length: memory.lengthBytes,
+                    advice: Int32(MADV_DONTFORK)),
+            ])
+        segment.insertFlags(.grafted)
+        FaultPoint.reached("takeover.mapped")
+    }
+
+    /// Tracks from here on, publishes the state in which the guest stands, and resumes it.
+    private static func firstCommit(_ driver: PrimaryDriver) throws -> PrimaryDriver {
+        do {
+            try driver.tracker.protectAll()
+            try driver.tracker.start(epoch: driver.segment.position.epoch.next)
+            FaultPoint.reached("takeover.tracking")
+            _ = try driver.committer.commitStopped(
+                began: MonotonicClock.nowNanoseconds(), .resume)
+            return driver
+        } catch {
+            driver.tracker.stop()
+            throw error
+        }
+    }
+}

@@ -1,0 +1,64 @@
+import CLinux
+import Glibc
+import Hypervisor
+import Injection
+import MemoryPool
+import Model
+
+/// A waiting QEMU on this host with the segment mapped read-only, ready to go on.
+package final class WaitingSecondary: @unchecked Sendable {
+    package let process: QEMUProcess
+    package let memory: GuestMemory
+    package let monitor: any Monitor
+
+    private init(process: QEMUProcess, memory: GuestMemory, monitor: any Monitor) {
+        self.process = process
+        self.memory = memory
+        self.monitor = monitor
+    }
+
+    /// Makes a QEMU that was started with `-incoming defer` a secondary: maps the segment's RAM over its own,
+    /// with a descriptor that was opened read-only, so that the kernel itself refuses write access until the
+    /// promotion. May be repeated: a restarted ftvmd finds the mapping in place and leaves it.
+    package static func prepare(
+        process: QEMUProcess, monitor: any Monitor, segment: Segment, injector: InjectorProcess
+    ) throws -> WaitingSecondary {
+        let memory = try GuestMemory.locate(monitor: monitor, expectedBytes: segment.memoryBytes)
+        let file = try FileIdentity(descriptor: segment.ramDescriptor)
+        if try process.mapping(of: memory) != .file(file, writable: false) {
+            let descriptor = try segment.openRAMReadOnly()
+            defer { close(descriptor) }
+            _ = try injector.run(
+                in: process,
+                [
+                    .mapFile(
+                        descriptor: descriptor, address: memory.hostAddress,
+                        length: memory.lengthBytes, writable: false, offset: 0)
+                ])
+        }
+        guard try process.mapping(of: memory) == .file(file, writable: false) else {
+            throw FtvmError(
+                .internalError, "the secondary's memory is not the segment, read-only",
+                cause: "/proc/\(process.processID)/maps shows another mapping after the injection")
+        }
+        return WaitingSecondary(process: process, memory: memory, monitor: monitor)
+    }
+}
+
+extension GuestMemory {
+    /// Where the guest's RAM block is in its QEMU.
+    /// - Parameter expectedBytes: the guest's memory as the domain's XML has it.
+    package static func locate(monitor: any Monitor, expectedBytes: UInt64) throws -> GuestMemory {
+        let blocks = try monitor.ramBlocksWithAddresses()
+        guard let block = blocks.first(where: { $0.usedBytes == expectedBytes }),
+            let address = block.hostAddress
+        else {
+            throw FtvmError(
+                .unsupported,
+                "the guest's RAM is not one block of \(expectedBytes) bytes in QEMU",
+                cause: blocks.map { "\($0.name): \($0.usedBytes) bytes" }.joined(separator: ", "),
+                advice: "guests with NUMA cells or memory devices cannot be protected yet")
+        }
+        return GuestMemory(hostAddress: address, lengthBytes: expectedBytes)
+    }
+}
