@@ -1,0 +1,73 @@
+import Model
+
+/// What a host is to do about a pair. Actions of the first group are work on this host, of the
+/// second changes of the pair's record (`change(to:by:)` says which). Every action may be carried
+/// out twice.
+package enum PairAction: Sendable, Hashable {
+    // MARK: Work on this host
+
+    /// Make the running domain the primary: reserve the segment (its reference goes into the record
+    /// first), move the memory, put the lock into QEMU, start the epochs. Ends with driver
+    /// `running`.
+    case startEnabling
+    /// Stop the enabling that is under way; the guest stays as it was.
+    case cancelEnabling
+    /// Take up the primary that runs here and holds the lock: fetch the tracker again, go on with
+    /// epochs. A QEMU that is paused is continued once its pages are tracked.
+    case adoptPrimary
+    /// Start a waiting QEMU on the segment, read-only.
+    case createSecondary
+    /// Take up the waiting QEMU that is here; if it is not fit for use, fail.
+    case adoptSecondary
+    /// Promote the waiting QEMU: take the lock into it (no lock: `conflict`), raise the segment's
+    /// generation to this one (higher already: `conflict`), roll back, load, track, continue,
+    /// commit.
+    case promote(Generation)
+    /// Write this generation into the segment, so that a primary of an older one fails at its next
+    /// commit and ends itself.
+    case raiseSegmentGeneration(Generation)
+    /// Switchover: last commit without going on, then end this host's QEMU.
+    case handOver
+    /// Give the running guest private memory again, release the lock, remove the tracker. The guest
+    /// never stops.
+    case startDisabling
+    /// End this host's QEMU of the pair, whatever it does, and forget its driver.
+    case cleanUpStale(reason: String)
+    /// Remove the segment that no record names. The view that led here may be old: read the record
+    /// again first.
+    case removeSegment
+
+    // MARK: Changes of the record
+
+    /// The guest is to be enabled anew, under a generation of its own: it runs again after it was
+    /// shut off, or an earlier try came to nothing.
+    case beginEnabling
+    /// Enabling has succeeded: the segment is enough to go on from.
+    case reportEnabled
+    case reportEnablingFailed(FtvmError)
+    /// There is no guest to protect.
+    case reportUnprotected(reason: String)
+    case guestShutDown
+    case placeSecondary(on: HostName)
+    case reportSecondaryReady
+    case reportSecondaryLost(HostName, reason: String, error: FtvmError?)
+    case reportPrimaryLost(reason: String)
+    /// The primary goes on: its host was taken for dead, and is not.
+    case reportPrimaryRunning
+    /// Claim the promotion, under this generation.
+    case claimPromotion(Generation)
+    /// This host could not carry out the promotion that it claimed; its QEMU of the pair is gone.
+    case releaseClaim(FtvmError)
+    case reportPromoted
+    /// A promotion is due, but the old primary is not proven gone.
+    case waitForFence(of: [HostName], reason: String)
+    /// Say why things are as they are.
+    case noteReason(String)
+    case noteError(FtvmError)
+    /// A promotion by hand is not possible.
+    case declinePromotion(reason: String)
+    /// From here on nobody promotes: the segment will no longer be what to go on from.
+    case beginDisable
+    /// Remove the segment, then the record (by compare-and-swap).
+    case finishDisable
+}

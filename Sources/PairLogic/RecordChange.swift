@@ -1,0 +1,254 @@
+import Model
+
+/// What an action does to the pair's record.
+package enum RecordChange: Sendable, Hashable {
+    package struct Event: Sendable, Hashable {
+        package let kind: ClusterEvent.Kind
+        package let message: String
+        init(_ kind: ClusterEvent.Kind, _ message: String) {
+            self.kind = kind
+            self.message = message
+        }
+    }
+
+    /// Nothing: the action is work on this host.
+    case none
+    /// The record has moved on since the decision: do nothing, decide again.
+    case outdated
+    /// Write this, by compare-and-swap; then append the event, if there is one.
+    case update(PairRecord, Event?)
+    /// Delete the record, by compare-and-swap; then append the event.
+    case delete(Event)
+}
+
+extension PairAction {
+    /// What this action, decided by `me`, does to the record as it stands *now* in the store. To be
+    /// called again for every try of the compare-and-swap: what the decision rested on is checked
+    /// again here.
+    package func change(to present: PairRecord, by me: HostName) -> RecordChange {
+        var record = present
+        let isPrimary = record.primary == me && record.promoting == nil && !record.primaryLost
+        let name = record.name
+        var event: RecordChange.Event?
+        switch self {
+        case .startEnabling, .cancelEnabling, .adoptPrimary, .createSecondary, .adoptSecondary,
+            .promote, .raiseSegmentGeneration, .handOver, .startDisabling, .cleanUpStale,
+            .removeSegment:
+            return .none
+        case .finishDisable:
+            guard record.state == .disabled, isPrimary else { return .outdated }
+            return .delete(.init(.disabled, "\(name) is an ordinary domain of \(me) again"))
+
+        case .beginEnabling:
+            guard isPrimary, record.isNotYetProtected, record.desired == .protected,
+                let generation = record.nextGeneration
+            else { return .outdated }
+            // A new term: a claim that was decided on before the guest shut down must not fit now.
+            record.generation = generation
+            record.state = .starting
+            record.reason = ""
+            record.progress = nil
+        case .reportEnabled:
+            guard isPrimary, record.isNotYetProtected else { return .outdated }
+            record.state = .needSecondary
+            record.reason = ""
+            record.lastError = nil
+            record.progress = nil
+            event = .init(.enabled, "\(name) commits its epochs on \(me)")
+        case .reportEnablingFailed(let error):
+            guard isPrimary, record.isNotYetProtected else { return .outdated }
+            record.state = .unprotected
+            record.reason = error.message
+            record.lastError = error
+            record.progress = nil
+            event = .init(.failed, "\(name) could not be enabled: \(error)")
+        case .reportUnprotected(let reason):
+            guard record.promoting == nil, record.isNotYetProtected else { return .outdated }
+            record.state = .unprotected
+            record.reason = reason
+            record.progress = nil
+            event = .init(.unprotected, "\(name) is not protected: \(reason)")
+        case .guestShutDown:
+            guard isPrimary, record.isUnderProtection else { return .outdated }
+            record.state = .unprotected
+            record.reason = PairReason.guestShutDown
+            record.secondary = nil
+            record.secondaryReady = false
+            record.promotionRequested = false
+            record.progress = nil
+            event = .init(.unprotected, "\(name) is not protected: \(record.reason)")
+
+        case .noteReason(let reason):
+            record.reason = reason
+        case .noteError(let error):
+            record.lastError = error
+            event = .init(.failed, "\(name) on \(me): \(error)")
+        case .declinePromotion(let reason):
+            guard record.promotionRequested, record.promoting == nil else { return .outdated }
+            record.promotionRequested = false
+            event = .init(.refused, "the promotion of \(name) by hand is refused: \(reason)")
+        case .beginDisable:
+            guard isPrimary, record.desired == .disabled, record.state != .disabled else {
+                return .outdated
+            }
+            record.state = .disabled
+            record.reason = PairReason.disabling
+            record.promotionRequested = false
+            record.progress = nil
+
+        case .placeSecondary, .reportSecondaryReady, .reportSecondaryLost:
+            guard changeSecondary(of: &record, by: me, isPrimary, &event) else { return .outdated }
+        case .reportPrimaryLost, .reportPrimaryRunning, .claimPromotion, .releaseClaim,
+            .reportPromoted, .waitForFence:
+            guard changePrimary(of: &record, by: me, isPrimary, &event) else { return .outdated }
+        }
+        return .update(record, event)
+    }
+
+    /// False: outdated.
+    private func changeSecondary(
+        of record: inout PairRecord, by me: HostName, _ isPrimary: Bool,
+        _ event: inout RecordChange.Event?
+    ) -> Bool {
+        let name = record.name
+        switch self {
+        case .placeSecondary(let host):
+            guard isPrimary, record.secondary == nil, host != me, record.isUnderProtection else {
+                return false
+            }
+            record.secondary = host
+            record.secondaryReady = false
+            record.state = .needSecondary
+            record.reason = "\(host) makes the secondary"
+        case .reportSecondaryReady:
+            guard record.secondary == me, record.promoting == nil, record.isUnderProtection,
+                !record.secondaryReady
+            else { return false }
+            record.secondaryReady = true
+            record.lastError = nil
+            if record.state != .failingOver {
+                record.state = .protected
+                record.reason = ""
+            }
+            event = .init(.protected, "\(name) is protected: the secondary on \(me) is ready")
+        case .reportSecondaryLost(let host, let reason, let error):
+            guard record.secondary == host, record.promoting != host else { return false }
+            record.secondary = nil
+            record.secondaryReady = false
+            if let error { record.lastError = error }
+            if record.state == .protected || record.state == .needSecondary {
+                record.state = .needSecondary
+                record.reason = reason
+            }
+            // While the pair is given back, that is as it should be.
+            guard record.state != .disabled else { break }
+            event = .init(.secondaryLost, "\(name) has lost its secondary on \(host): \(reason)")
+        default:
+            preconditionFailure("not about the secondary: \(self)")
+        }
+        return true
+    }
+
+    /// False: outdated.
+    private func changePrimary(
+        of record: inout PairRecord, by me: HostName, _ isPrimary: Bool,
+        _ event: inout RecordChange.Event?
+    ) -> Bool {
+        let name = record.name
+        switch self {
+        case .reportPrimaryLost(let reason):
+            guard isPrimary, record.isUnderProtection else { return false }
+            record.primaryLost = true
+            record.state = .failingOver
+            record.reason = reason
+            event = .init(.primaryLost, "\(name) has lost its primary on \(me): \(reason)")
+        case .reportPrimaryRunning:
+            let isTakenBack = record.state == .failingOver && record.promoting == nil
+            guard isPrimary || (isTakenBack && !record.primaryLost), record.isUnderProtection
+            else { return false }
+            // The primary's own word is marked, so that it is not doubted again at once.
+            record.reason = isPrimary && isTakenBack ? PairReason.refuted : ""
+            record.state = record.secondaryReady ? .protected : .needSecondary
+            event = .init(.adopted, "\(name) goes on under its primary on \(record.primary)")
+        case .claimPromotion(let generation):
+            // Every claim raises the generation, so an unchanged one means: nobody has claimed
+            // since.
+            guard record.generation.number + 1 == generation.number, record.isUnderProtection else {
+                return false
+            }
+            record.generation = generation
+            record.promoting = me
+            // Whatever still runs under an older generation is history, also if it should come
+            // back.
+            record.primaryLost = true
+            record.state = .failingOver
+            record.reason = "\(me) is being promoted"
+            event = .init(
+                .promotionStarted, "\(me) promotes \(name), generation \(generation)")
+        case .releaseClaim(let error):
+            guard record.promoting == me else { return false }
+            record.promoting = nil
+            record.lastError = error
+            record.reason = "the promotion on \(me) failed: \(error.message)"
+            if record.secondary == me {
+                record.secondary = nil
+                record.secondaryReady = false
+            }
+            event = .init(.failed, "the promotion of \(name) on \(me) failed: \(error)")
+        case .reportPromoted:
+            guard record.promoting == me else { return false }
+            record.primary = me
+            record.promoting = nil
+            record.primaryLost = false
+            record.promotionRequested = false
+            record.secondary = nil
+            record.secondaryReady = false
+            record.lastError = nil
+            record.state = .needSecondary
+            record.reason = ""
+            event = .init(
+                .promoted, "\(name) goes on on \(me), generation \(record.generation)")
+        case .waitForFence(let suspects, let reason):
+            guard record.isUnderProtection,
+                record.promoting == nil || record.promoting == me
+                    || suspects.contains(where: { $0 == record.promoting })
+            else { return false }
+            record.state = .failingOver
+            record.reason = PairReason.waiting(for: suspects, reason)
+            event = .init(.waitingForFence, "\(name) is \(record.reason)")
+        default:
+            preconditionFailure("not about the primary: \(self)")
+        }
+        return true
+    }
+}
+
+extension PairRecord {
+    /// The segment is what to go on from.
+    var isUnderProtection: Bool {
+        state == .protected || state == .needSecondary || state == .failingOver
+    }
+
+    /// nil when all generations (2^24) are used up.
+    var nextGeneration: Generation? {
+        generation.number < Generation.maximum ? generation.next : nil
+    }
+
+    /// There is no segment to go on from yet.
+    var isNotYetProtected: Bool { state == .starting || state == .unprotected }
+}
+
+/// Texts that are compared as well as shown.
+enum PairReason {
+    static let guestShutDown = "the guest shut down"
+    static let disabling = "it is being given back to libvirt"
+    static func waiting(for hosts: [HostName], _ reason: String) -> String {
+        let names = hosts.map(\.text).joined(separator: " or ")
+        return "\(waitingPrefix)\(names) (\(reason))"
+    }
+    static func isWaiting(_ reason: String) -> Bool { reason.hasPrefix(waitingPrefix) }
+    /// The primary's host, alone as far as it sees, has answered to being taken for dead.
+    static let refuted = "it goes on although its host was taken for dead"
+    static func isRefuted(_ reason: String) -> Bool { reason.hasPrefix(refuted) }
+    private static let waitingPrefix = "waiting for a fence of "
+}
