@@ -1,0 +1,98 @@
+import ArgumentParser
+import Glibc
+import Lab
+import Model
+
+struct LabUp: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "up", abstract: "Start a lab.",
+        discussion: """
+            Starts each host's libvirt daemon and ftvmd and waits until they answer. A lab of the same \
+            shape that is up already is left as it is. If anything fails, nothing is left behind.
+
+            Memory of a pool is taken as segments are made, not before; huge pages are taken from the \
+            machine at once and given back by 'ftvm lab down'.
+            """)
+
+    @Option(help: ArgumentHelp("Number of hosts, 1 to 16.", valueName: "count"))
+    var hosts = 3
+
+    @Option(help: ArgumentHelp("Size of the tmpfs pool (default: 4GiB).", valueName: "size"))
+    var poolSize: ByteCount?
+
+    @Option(
+        help: ArgumentHelp(
+            "Take this many 2-MiB pages for a second pool, 'huge'.", valueName: "count"))
+    var hugePages = 0
+
+    @Option(
+        help: ArgumentHelp(
+            "The user that QEMU runs as; any but root also runs sandboxed.", valueName: "user"))
+    var qemuUser = "libvirt-qemu"
+
+    @Flag(help: "Start the hosts without ftvmd.")
+    var noDaemon = false
+
+    @Option(help: ArgumentHelp("ftvmd's log level.", valueName: "level"))
+    var logLevel = "info"
+
+    @OptionGroup var lab: LabOptions
+    @OptionGroup var output: OutputOptions
+
+    func run() async throws {
+        var specification = LabSpecification()
+        specification.hostCount = hosts
+        if let poolSize { specification.poolBytes = poolSize.bytes }
+        specification.hugePages = hugePages
+        specification.qemuUser = qemuUser
+        specification.logLevel = logLevel
+        specification.daemonPath = noDaemon ? nil : try Self.daemonPath()
+        let progress = LabProgress()
+        let made = try await Lab.up(specification, layout: lab.layout, progress: progress.report)
+        let status = try await made.status()
+        progress.report("\(HumanText.count(status.hosts.count, "host")) up")
+        try output.print(status) { LabText.table(status) }
+    }
+
+    /// `ftvmd` lies beside `ftvm`.
+    private static func daemonPath() throws -> String {
+        guard let resolved = realpath("/proc/self/exe", nil) else {
+            throw FtvmError(.internalError, "cannot find ftvm's own executable")
+        }
+        defer { free(resolved) }
+        let own = String(cString: resolved)
+        return own.split(separator: "/").dropLast().map { "/\($0)" }.joined() + "/ftvmd"
+    }
+}
+
+struct LabDown: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "down", abstract: "End a lab and remove every trace of it.",
+        discussion: """
+            Ends all hosts and clients and removes namespaces, mounts, control groups and files, and \
+            gives huge pages back; also what is left of a lab that was never made whole. Nothing \
+            there is fine.
+            """)
+
+    @OptionGroup var lab: LabOptions
+    @OptionGroup var output: OutputOptions
+
+    func run() async throws {
+        try await Lab.down(lab.layout, progress: LabProgress().report)
+        // There is nothing left to show: an empty object tells a program that it is done.
+        try output.print([String: String]()) { "" }
+    }
+}
+
+struct LabShow: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "status", abstract: "Show the lab's hosts and how to reach them.")
+
+    @OptionGroup var lab: LabOptions
+    @OptionGroup var output: OutputOptions
+
+    func run() async throws {
+        let status = try await lab.running().status()
+        try output.print(status) { LabText.page(status) }
+    }
+}

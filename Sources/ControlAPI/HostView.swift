@@ -1,0 +1,63 @@
+import Model
+
+/// Which `ftvmd` answers.
+public struct VersionView: Hashable, Sendable, Codable {
+    /// `ftvmd`'s version.
+    public var version: String
+    /// The host that it serves.
+    public var host: HostName
+
+    public init(version: String, host: HostName) {
+        self.version = version
+        self.host = host
+    }
+}
+
+/// A host as the answering daemon sees it.
+public struct HostView: Hashable, Sendable, Codable {
+    public struct Versions: Hashable, Sendable, Codable {
+        public var ftvmd: String
+        public var libvirt: String
+        public var qemu: String
+        public init(ftvmd: String, libvirt: String, qemu: String) {
+            self.ftvmd = ftvmd
+            self.libvirt = libvirt
+            self.qemu = qemu
+        }
+    }
+
+    public var name: HostName
+    public var state: HostState
+    /// How long ago its heartbeat was seen to move; nil if never, and for the answering host itself.
+    public var heartbeatAgeMilliseconds: Double?
+    /// Raised each time `ftvmd` starts on the host.
+    public var incarnation: UInt64
+    public var versions: Versions
+    /// Memory that the host's kernel calls available, in bytes, when it last reported.
+    public var memoryAvailableBytes: UInt64
+    /// Pools that the host can map.
+    public var pools: [PoolName]
+    /// Pairs whose primary is here.
+    public var primaries: [PairName]
+    /// Pairs whose secondary is, or is being made, here.
+    public var secondaries: [PairName]
+    /// libvirt domains of the host, waiting QEMUs included, when it last reported.
+    public var domains: [DomainSummary]
+
+    /// - Parameter pairs: all pairs of the cluster, from which those of this host are taken.
+    public init(
+        record: HostRecord, state: HostState, heartbeatAgeMilliseconds: Double?, pairs: [PairRecord]
+    ) {
+        self.name = record.name
+        self.state = state
+        self.heartbeatAgeMilliseconds = heartbeatAgeMilliseconds
+        self.incarnation = record.incarnation
+        self.versions = Versions(
+            ftvmd: record.version, libvirt: record.libvirtVersion, qemu: record.qemuVersion)
+        self.memoryAvailableBytes = record.memoryAvailableBytes
+        self.pools = record.pools
+        self.primaries = pairs.filter { $0.primary == record.name }.map(\.name).sorted()
+        self.secondaries = pairs.filter { $0.secondary == record.name }.map(\.name).sorted()
+        self.domains = record.domains
+    }
+}

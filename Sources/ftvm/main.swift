@@ -1,0 +1,4 @@
+import Commands
+import Glibc
+
+exit(await FtvmMain.run(Array(CommandLine.arguments.dropFirst())))
