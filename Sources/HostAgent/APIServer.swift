@@ -1,0 +1,117 @@
+import ControlAPI
+import Foundation
+import Glibc
+import Hummingbird
+import Logging
+import Model
+
+/// The control API on the host's Unix socket. It decides nothing: each route is one call of the agent.
+struct APIServer {
+    let agent: Agent
+    let socketPath: String
+    let logger: Logger
+
+    /// An HTTP service to be run in a service group.
+    func application() -> some ApplicationProtocol {
+        // A stale socket of a former ftvmd; a living one holds this host's heartbeat slot, and we are not here.
+        unlink(socketPath)
+        return Application(
+            router: router(),
+            configuration: ApplicationConfiguration(
+                address: .unixDomainSocket(path: socketPath), serverName: "ftvmd"),
+            onServerRunning: { _ in
+                // Whoever may use it may end VMs: root only.
+                chmod(socketPath, 0o600)
+            },
+            logger: logger)
+    }
+
+    private func router() -> Router<BasicRequestContext> {
+        let router = Router()
+        let agent = agent
+        router.get(RouterPath(ControlRoute.version)) { _, _ in
+            try await answer { await agent.versionView() }
+        }
+        router.get(RouterPath(ControlRoute.pairs)) { _, _ in
+            try await answer { try await agent.pairViews() }
+        }
+        router.get(RouterPath(ControlRoute.pair)) { _, context in
+            try await answer { try await agent.pairView(PairName(try name(context))) }
+        }
+        router.post(RouterPath(ControlRoute.pairs)) { request, _ in
+            try await answer(.accepted) {
+                let body = try await request.body.collect(upTo: ControlRoute.requestBodyLimit)
+                let wish: EnableRequest
+                do {
+                    wish = try ControlJSON.decode(from: Array(buffer: body))
+                } catch {
+                    throw FtvmError(
+                        .invalidArgument, "the request's body makes no sense", cause: "\(error)")
+                }
+                return await agent.view(of: try await agent.enable(wish))
+            }
+        }
+        router.delete(RouterPath(ControlRoute.pair)) { _, context in
+            try await answer(.accepted) {
+                await agent.view(of: try await agent.disable(PairName(try name(context))))
+            }
+        }
+        router.post(RouterPath(ControlRoute.promotePair)) { _, context in
+            try await answer(.accepted) {
+                await agent.view(of: try await agent.requestPromotion(PairName(try name(context))))
+            }
+        }
+        addListings(to: router)
+        return router
+    }
+
+    private func addListings(to router: Router<BasicRequestContext>) {
+        let agent = agent
+        router.get(RouterPath(ControlRoute.hosts)) { _, _ in
+            try await answer { try await agent.hostList() }
+        }
+        router.get(RouterPath(ControlRoute.events)) { request, _ in
+            try await answer {
+                let parameters = request.uri.queryParameters
+                return try await agent.events(
+                    EventQuery(
+                        after: parameters["after"].map(String.init),
+                        limit: parameters["limit"].map(String.init),
+                        pair: parameters["pair"].map(String.init)))
+            }
+        }
+        router.get(RouterPath(ControlRoute.pools)) { _, _ in
+            try await answer { await agent.poolViews() }
+        }
+        router.get(RouterPath(ControlRoute.pool)) { _, context in
+            try await answer { try await agent.poolView(PoolName(try name(context))) }
+        }
+    }
+}
+
+/// The `:name` of the path.
+private func name(_ context: BasicRequestContext) throws -> String {
+    let parameter = try context.parameters.require(ControlRoute.nameParameter)
+    guard let name = ControlRoute.decode(parameter: parameter) else {
+        throw FtvmError(.invalidArgument, "the path is not percent-encoded UTF-8")
+    }
+    return name
+}
+
+/// The value as JSON, or the error as JSON with its status.
+private func answer<Value: Encodable>(
+    _ status: HTTPResponse.Status = .ok, _ body: () async throws -> Value
+) async throws -> Response {
+    do {
+        return try response(status, try await body())
+    } catch {
+        let known = FtvmError(ours: error)
+        return try response(.init(code: known.code.httpStatus), known)
+    }
+}
+
+private func response(_ status: HTTPResponse.Status, _ value: some Encodable) throws -> Response {
+    Response(
+        status: status, headers: [.contentType: ControlJSON.contentType],
+        body: ResponseBody(byteBuffer: ByteBuffer(bytes: try ControlJSON.encode(value))))
+}

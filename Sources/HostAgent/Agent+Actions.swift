@@ -1,0 +1,176 @@
+import ClusterStore
+import Foundation
+import Hypervisor
+import MemoryPool
+import Model
+import PairLogic
+import Protection
+
+/// Deciding and acting.
+extension Agent {
+    /// Looks at every pair, and at every segment that belongs to none.
+    func lookAtEverything() async {
+        guard recordsKnown else { return }
+        for name in records.keys.sorted() { await look(at: name) }
+        for (name, runtime) in runtimes where records[name] == nil {
+            await look(at: name)
+            if runtime.work == nil && runtime.driver == nil { runtimes[name] = nil }
+        }
+        await removeOrphanedSegments()
+    }
+
+    private func look(at name: PairName) async {
+        let situation = await situation(of: name)
+        for action in PairDecision.decide(situation) { await perform(action, on: name) }
+    }
+
+    /// Segments carry their domain's UUID as their name, so those of no record are told easily.
+    private func removeOrphanedSegments() async {
+        let named = Set(records.values.map(\.record.uuid))
+        for pool in environment.pools {
+            guard let names = try? pool.segmentNames() else { continue }
+            for name in names where !named.contains(name) {
+                let reference = SegmentReference(pool: pool.name, name: name)
+                guard let segment = try? pool.openSegment(name: name, access: .read) else {
+                    continue
+                }
+                guard (try? segment.isLocked(.primary)) == false else { continue }
+                await removeSegment(reference)
+            }
+        }
+    }
+
+    /// Removes a segment that no record in the store, read now, names.
+    private func removeSegment(_ reference: SegmentReference) async {
+        do {
+            let listing = try await environment.pairs.list()
+            guard listing.unreadable.isEmpty,
+                !listing.records.contains(where: { $0.record.uuid == reference.name })
+            else { return }
+            if try environment.pool(reference.pool).removeSegment(name: reference.name) {
+                logger.notice("segment removed", metadata: ["segment": "\(reference.name)"])
+            }
+        } catch {
+            logger.debug("segment stays", metadata: ["error": "\(error)"])
+        }
+    }
+
+    func perform(_ action: PairAction, on name: PairName) async {
+        logger.debug("action", metadata: ["pair": "\(name)", "action": "\(action)"])
+        switch action {
+        case .startEnabling: begin(.enabling, name) { try await self.enable(name) }
+        case .cancelEnabling: break  // It ends by itself within seconds; then the wish is looked at again.
+        case .adoptPrimary: begin(.adopting, name) { try await self.adopt(name) }
+        case .createSecondary, .adoptSecondary:
+            begin(.makingSecondary, name) { try await self.makeSecondary(name) }
+        case .promote(let generation):
+            begin(.promoting, name) { try await self.promote(name, generation) }
+        case .raiseSegmentGeneration(let generation):
+            await raiseSegmentGeneration(name, generation)
+        case .handOver: begin(.handingOver, name) { try await self.handOver(name) }
+        case .startDisabling: begin(.disabling, name) { try await self.release(name) }
+        case .cleanUpStale(let reason):
+            begin(.cleaningUp, name) { try await self.cleanUp(name, reason) }
+        case .removeSegment:
+            if let reference = records[name]?.record.segment { await removeSegment(reference) }
+        case .finishDisable:
+            begin(.cleaningUp, name) { try await self.finishDisable(name) }
+        case .waitForFence:
+            guard mayTellOfWaiting(runtime(of: name), records[name]?.record.generation) else {
+                return
+            }
+            await change(name, action)
+        default: await change(name, action)
+        }
+    }
+
+    /// Hosts that see different things must not correct each other's words as fast as the store can write.
+    private func mayTellOfWaiting(_ runtime: PairRuntime, _ generation: Generation?) -> Bool {
+        let now = MonotonicClock.nowNanoseconds()
+        if let told = runtime.waitingTold, told.generation == generation,
+            now - told.atNanoseconds < 3_000_000_000
+        {
+            return false
+        }
+        runtime.waitingTold = (generation, now)
+        return true
+    }
+
+    /// Writes what the action does to the record, by compare-and-swap, and tells the event.
+    func change(_ name: PairName, _ action: PairAction) async {
+        do {
+            for _ in 0..<PairRecords.updateTries {
+                guard let present = try await environment.pairs.read(name) else { return }
+                switch action.change(to: present.record, by: host) {
+                case .none, .outdated:
+                    remember(present)
+                    return
+                case .update(let record, let event):
+                    if record == present.record { return }
+                    guard
+                        let revision = try await environment.pairs.replace(
+                            name, present, by: record)
+                    else { continue }
+                    remember(Versioned(record: record, revision: revision))
+                    if let event { await emit(event.kind, event.message, pair: name) }
+                    poke()
+                    return
+                case .delete(let event):
+                    do {
+                        try await environment.pairs.delete(name, revision: present.revision)
+                    } catch  where error.code == .conflict { continue }
+                    records[name] = nil
+                    await emit(event.kind, event.message, pair: name)
+                    return
+                }
+            }
+        } catch {
+            logger.warning(
+                "cannot change a pair's record",
+                metadata: ["pair": "\(name)", "error": "\(error)"])
+        }
+    }
+
+    /// Starts long work, unless there is some; afterwards everything is looked at again.
+    private func begin(
+        _ work: PairWork, _ name: PairName, _ body: @escaping @Sendable () async throws -> Void
+    ) {
+        let runtime = runtime(of: name)
+        guard runtime.work == nil else { return }
+        runtime.work = work
+        logger.info("work begins", metadata: ["pair": "\(name)", "work": "\(work.rawValue)"])
+        Task {
+            do {
+                try await body()
+                await self.end(work, name, nil)
+            } catch {
+                await self.end(work, name, FtvmError(ours: error))
+            }
+        }
+    }
+
+    private func end(_ work: PairWork, _ name: PairName, _ error: FtvmError?) async {
+        let runtime = runtime(of: name)
+        runtime.work = nil
+        runtime.domain = nil
+        if let error {
+            runtime.note(failure: error, nowNanoseconds: MonotonicClock.nowNanoseconds())
+            logger.warning(
+                "work failed",
+                metadata: [
+                    "pair": "\(name)", "work": "\(work.rawValue)", "error": "\(error)",
+                ])
+        } else if work != .cleaningUp {
+            // A clean-up is part of a failure's story: the pause after it still counts.
+            runtime.noteSuccess()
+        }
+        poke()
+    }
+}
+
+extension FtvmError {
+    /// Any error as one of ours.
+    init(ours error: any Error) {
+        self = error as? FtvmError ?? FtvmError(.internalError, "\(error)")
+    }
+}

@@ -1,0 +1,170 @@
+import ClusterStore
+import ControlAPI
+import Foundation
+import MemoryPool
+import Model
+import PairLogic
+import Protection
+
+/// What users are shown.
+extension Agent {
+    func versionView() -> VersionView { VersionView(version: FtvmVersion.text, host: host) }
+
+    func pairViews() async throws -> [PairView] {
+        var views: [PairView] = []
+        for versioned in try await environment.pairs.list().records {
+            views.append(await view(of: versioned.record))
+        }
+        return views.sorted { $0.name < $1.name }
+    }
+
+    func pairView(_ name: PairName) async throws -> PairView {
+        guard let record = try await environment.pairs.read(name)?.record else {
+            throw unknownPair(name)
+        }
+        return await view(of: record)
+    }
+
+    func view(of record: PairRecord) async -> PairView {
+        let segment = record.segment.flatMap { try? environment.openSegment($0, access: .read) }
+        let epoch = segment?.position.epoch
+        return PairView(
+            record: record, epoch: epoch.flatMap { $0.number > 0 ? $0 : nil },
+            pageSizeBytes: segment.map { UInt64($0.pageSizeBytes) },
+            statistics: await statistics(of: record))
+    }
+
+    // MARK: - Statistics
+
+    func statisticsKey(_ name: PairName) -> String { "statistics/\(name)" }
+
+    /// The primary's own figures; from its last report when it runs on another host.
+    private func statistics(of record: PairRecord) async -> EpochStatistics? {
+        if let driver = runtimes[record.name]?.driver {
+            return EpochStatistics(driver.figures().figures)
+        }
+        guard record.primary != host, detector.states[record.primary] == .online,
+            let entry = try? await environment.store.get(statisticsKey(record.name))
+        else { return nil }
+        return try? ControlJSON.decode(from: entry.value)
+    }
+
+    /// Twice a second and pair, so that every host can show them.
+    func publishStatistics() async {
+        let now = MonotonicClock.nowNanoseconds()
+        for (name, runtime) in runtimes {
+            guard let driver = runtime.driver, now - (lastStatistics[name] ?? 0) > 500_000_000
+            else { continue }
+            lastStatistics[name] = now
+            let (figures, failure) = driver.figures()
+            if let failure, runtime.failure != failure {
+                runtime.failure = failure
+                await emit(.failed, "a commit of \(name) failed: \(failure)", pair: name)
+            }
+            guard let data = try? ControlJSON.encode(EpochStatistics(figures), pretty: false) else {
+                continue
+            }
+            _ = try? await environment.store.put(
+                statisticsKey(name), Data(data), expecting: .any)
+        }
+    }
+
+    // MARK: - Hosts, events, pools
+
+    func hostList() async throws -> [ControlAPI.HostView] {
+        let pairs = try await environment.pairs.list().records.map(\.record)
+        let now = MonotonicClock.nowNanoseconds()
+        return hostRecords.values.map { record in
+            let isMe = record.name == host
+            let beat = detector.lastBeat(of: record.name)
+            return ControlAPI.HostView(
+                record: record,
+                state: isMe ? .online : detector.states[record.name] ?? .suspect,
+                heartbeatAgeMilliseconds: isMe
+                    ? nil : beat.map { Double(now - min(now, $0.nanoseconds)) / 1_000_000 },
+                pairs: pairs)
+        }.sorted { $0.name < $1.name }
+    }
+
+    func events(_ query: EventQuery) async throws -> [ClusterEvent] {
+        let all = try await environment.store.events(
+            after: query.after ?? 0, limit: StoreLimits.events)
+        let wanted = all.filter { query.pair == nil || $0.pair == query.pair }
+        return Array(query.after == nil ? wanted.suffix(query.limit) : wanted.prefix(query.limit))
+    }
+
+    func poolViews() -> [PoolView] { environment.pools.map(view) }
+
+    func poolView(_ name: PoolName) async throws -> PoolDetailView {
+        let pool = try environment.pool(name)
+        let pairs = try await environment.pairs.list().records.map(\.record)
+        let segments = try pool.segmentNames().map { segmentName in
+            SegmentView(
+                pool: pool, name: segmentName,
+                pair: pairs.first { $0.uuid == segmentName }?.name)
+        }
+        return PoolDetailView(pool: view(of: pool), segments: segments)
+    }
+
+    private func view(of pool: Pool) -> PoolView {
+        let usage: PoolUsage?
+        let problem: FtvmError?
+        do {
+            usage = try pool.usage()
+            problem = nil
+        } catch {
+            usage = nil
+            problem = FtvmError(ours: error)
+        }
+        return PoolView(
+            name: pool.name, kind: pool.configuration.kind, path: pool.configuration.path,
+            host: host, pageSizeBytes: UInt64(pool.pageSizeBytes),
+            capacityBytes: usage?.totalBytes, freeBytes: usage?.freeBytes,
+            segmentCount: usage?.segmentCount ?? 0,
+            hosts: hostRecords.values.filter { $0.pools.contains(pool.name) }.map(\.name).sorted(),
+            problem: problem)
+    }
+}
+
+extension EpochStatistics {
+    init(_ figures: EpochFigures) {
+        self.init(
+            commits: figures.commits, epochRatePerSecond: figures.epochRatePerSecond,
+            pauseMedianMicroseconds: figures.pauseMedianMicroseconds,
+            pauseP99Microseconds: figures.pauseP99Microseconds,
+            dirtyPagesMedian: UInt64(figures.dirtyPagesMedian),
+            lastCommitAgeMilliseconds: figures.lastCommitAgeMilliseconds,
+            undoUsedEntries: figures.undoUsedEntries,
+            undoCapacityEntries: figures.undoCapacityEntries, faults: figures.faults,
+            overflows: figures.overflows)
+    }
+}
+
+extension SegmentView {
+    /// The segment as it is found; one that cannot be read is shown with its problem.
+    init(pool: Pool, name: String, pair: PairName?) {
+        let segment: Segment
+        do {
+            segment = try pool.openSegment(name: name, access: .read)
+        } catch {
+            self.init(
+                name: name, pair: pair, ramBytes: 0, reservedBytes: 0,
+                pageSizeBytes: UInt64(pool.pageSizeBytes), generation: nil, epoch: nil,
+                undoUsedEntries: nil, undoCapacityEntries: nil, primaryLockHeld: nil,
+                numaNodes: [], placement: [], problem: FtvmError(ours: error))
+            return
+        }
+        let record = try? segment.latestCommit()
+        self.init(
+            name: name, pair: pair, ramBytes: segment.memoryBytes,
+            reservedBytes: segment.header.ramFileBytes + segment.header.controlFileBytes,
+            pageSizeBytes: UInt64(segment.pageSizeBytes),
+            generation: segment.position.generation, epoch: segment.position.epoch,
+            undoUsedEntries: segment.undoHead - (record?.undoStart ?? 0),
+            undoCapacityEntries: segment.undoCapacity,
+            primaryLockHeld: try? segment.isLocked(.primary), numaNodes: segment.header.numaNodes,
+            placement: segment.sampledNodes().map {
+                NodePlacement(node: $0.node, bytes: $0.bytes)
+            })
+    }
+}

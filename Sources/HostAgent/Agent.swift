@@ -1,0 +1,293 @@
+import ClusterStore
+import Dispatch
+import Foundation
+import Heartbeat
+import Hypervisor
+import Logging
+import MemoryPool
+import Model
+import PairLogic
+import Protection
+import Synchronization
+
+/// One host's part in the cluster: looks at all pairs whenever something changes (and regularly all the same), decides
+/// with `PairLogic` what concerns this host, and does it. Everything it holds can be made anew from store, segment,
+/// libvirt and QEMU.
+package actor Agent {
+    let environment: HostEnvironment
+    let logger: Logger
+    let worker: PairWorker
+    var host: HostName { environment.host }
+
+    /// The pairs as the store had them last, with their revisions.
+    var records: [PairName: Versioned<PairRecord>] = [:]
+    var recordsKnown = false
+    /// The newest revision of a pair's record that was read or written here.
+    private var newestRevision: UInt64 = 0
+    var hostRecords: [HostName: HostRecord] = [:]
+    var runtimes: [PairName: PairRuntime] = [:]
+    var detector: Detector
+    /// Which hosts have failed which pair lately: they are tried last.
+    var recentFailures = RecentFailures()
+    var lastStatistics: [PairName: UInt64] = [:]
+    private var lastHostReport: UInt64 = 0
+    private var reported: HostRecord?
+    /// Looked at by the heartbeat: a daemon that is stuck must fall silent.
+    private let aliveAt = Atomic<UInt64>(0)
+    private let wake: AsyncStream<Void>.Continuation
+    private let wakes: AsyncStream<Void>
+
+    /// How often everything is looked at when nothing changes.
+    static let tickMilliseconds: UInt64 = 50
+    /// A daemon that has not gone round for this long is not alive, whatever its heartbeat thread says.
+    static let stuckNanoseconds: UInt64 = 5_000_000_000
+
+    init(environment: HostEnvironment) {
+        self.environment = environment
+        logger = environment.logger
+        worker = PairWorker(environment: environment)
+        let configuration = environment.configuration
+        detector = Detector(
+            me: environment.host,
+            configuration: Detector.Configuration(
+                periodNanoseconds: UInt64(configuration.heartbeatPeriodMilliseconds) * 1_000_000,
+                missesUntilDead: UInt64(configuration.heartbeatMissesUntilDead)))
+        (wakes, wake) = AsyncStream.makeStream(bufferingPolicy: .bufferingNewest(1))
+    }
+
+    /// Something may have changed: look again soon. From any thread.
+    nonisolated func poke() { wake.yield() }
+
+    /// Runs until the task is cancelled.
+    func run() async throws {
+        aliveAt.store(MonotonicClock.nowNanoseconds(), ordering: .relaxed)
+        environment.heartbeat.startBeating(
+            periodNanoseconds: UInt64(environment.configuration.heartbeatPeriodMilliseconds)
+                * 1_000_000,
+            permit: { [weak self] in self?.isAlive ?? false })
+        try await withThrowingTaskGroup(of: Void.self) { group in
+            group.addTask { await self.followPairs() }
+            group.addTask { await self.followHosts() }
+            group.addTask { await self.followLibvirt() }
+            group.addTask { await self.answerRequests() }
+            group.addTask { await self.tick() }
+            group.addTask {
+                for await _ in self.wakes { await self.lookAtEverything() }
+            }
+            try await group.next()
+            group.cancelAll()
+        }
+    }
+
+    private nonisolated var isAlive: Bool {
+        MonotonicClock.nowNanoseconds() &- aliveAt.load(ordering: .relaxed) < Self.stuckNanoseconds
+    }
+
+    // MARK: - What makes it look
+
+    private func followPairs() async {
+        for await change in environment.pairs.watch() {
+            switch change {
+            case .current(let listing):
+                // Read before our own last change, and delivered after it; the next one is on its way.
+                guard listing.revision >= newestRevision else { continue }
+                let decoded = PairRecords.decode(listing)
+                for bad in decoded.unreadable {
+                    logger.error("unreadable pair record", metadata: ["key": "\(bad.key)"])
+                }
+                let now = MonotonicInstant(nanoseconds: MonotonicClock.nowNanoseconds())
+                for fresh in decoded.records {
+                    guard let old = records[fresh.record.name] else { continue }
+                    recentFailures.note(old: old.record, new: fresh.record, at: now)
+                }
+                records = Dictionary(
+                    uniqueKeysWithValues: decoded.records.map { ($0.record.name, $0) })
+                recordsKnown = true
+                poke()
+            case .unavailable(let error):
+                logger.warning("the store does not answer", metadata: ["error": "\(error)"])
+            }
+        }
+    }
+
+    /// Takes a record as it was just read or written, unless a newer one is known.
+    func remember(_ record: Versioned<PairRecord>) {
+        newestRevision = max(newestRevision, record.revision)
+        let name = record.record.name
+        if let known = records[name] {
+            guard known.revision < record.revision else { return }
+            let now = MonotonicInstant(nanoseconds: MonotonicClock.nowNanoseconds())
+            recentFailures.note(old: known.record, new: record.record, at: now)
+        }
+        records[name] = record
+    }
+
+    private func followHosts() async {
+        for await change in environment.hosts.watch() {
+            guard case .current(let listing) = change else { continue }
+            hostRecords = Dictionary(
+                uniqueKeysWithValues: HostRecords.decode(listing).records.map {
+                    ($0.record.name, $0.record)
+                })
+            poke()
+        }
+    }
+
+    private func followLibvirt() async {
+        for await event in environment.libvirt.events() {
+            switch event {
+            case .connected:
+                for runtime in runtimes.values { runtime.domain = nil }
+                lastHostReport = 0
+                poke()
+            case .disconnected(let reason):
+                logger.warning("libvirt is gone", metadata: ["reason": "\(reason)"])
+                for runtime in runtimes.values { runtime.domain = nil }
+                await reconnect()
+            case .domain(let event):
+                note(event)
+            }
+        }
+    }
+
+    private func reconnect() async {
+        while !Task.isCancelled {
+            do {
+                try await environment.libvirt.connect()
+                return
+            } catch {
+                try? await Task.sleep(for: .milliseconds(200))
+            }
+        }
+    }
+
+    private func note(_ event: DomainEvent) {
+        let name = PairName(event.name)
+        switch event.kind {
+        case .suspended, .resumed:
+            // Each commit makes two of these; they change nothing that we decide on.
+            if runtimes[name]?.driver != nil { return }
+        case .started:
+            runtimes[name]?.guestEnded = false
+            runtimes[name]?.endedByUs = false
+        case .stopped(let reason):
+            if let runtime = runtimes[name] {
+                let asked: [DomainEvent.StopReason] = [.shutdown, .destroyed, .saved, .migrated]
+                runtime.guestEnded = asked.contains(reason) && !runtime.endedByUs
+                runtime.reasonDueAtNanoseconds = 0
+                logger.info(
+                    "domain stopped",
+                    metadata: ["domain": "\(event.name)", "reason": "\(reason)"])
+            }
+        default: break
+        }
+        runtimes[name]?.domain = nil
+        lastHostReport = 0
+        poke()
+    }
+
+    private func tick() async {
+        while !Task.isCancelled {
+            aliveAt.store(MonotonicClock.nowNanoseconds(), ordering: .relaxed)
+            await observeHosts()
+            await reportHost()
+            await publishStatistics()
+            poke()
+            try? await Task.sleep(for: .milliseconds(Self.tickMilliseconds))
+        }
+    }
+
+    // MARK: - Hosts
+
+    private func observeHosts() async {
+        let now = MonotonicInstant(nanoseconds: MonotonicClock.nowNanoseconds())
+        guard let readings = try? environment.heartbeat.read() else { return }
+        detector.expect(hostRecords.keys, at: now)
+        let transitions = detector.observe(
+            readings.map {
+                Detector.Reading(
+                    host: $0.host, incarnation: $0.incarnation, counter: $0.counter,
+                    processHoldsSlot: $0.processHoldsSlot)
+            }, at: now)
+        for transition in transitions {
+            logger.notice(
+                "host \(transition.to.rawValue)",
+                metadata: ["host": "\(transition.host)", "reason": "\(transition.reason)"])
+            guard transition.from != nil || transition.to != .online else { continue }
+            let kind: ClusterEvent.Kind =
+                switch transition.to {
+                case .online: .hostOnline
+                case .suspect: .hostSuspected
+                case .dead: .hostDead
+                }
+            await emit(
+                kind, "\(transition.host) is \(transition.to.rawValue): \(transition.reason)",
+                pair: nil)
+        }
+        if !transitions.isEmpty { poke() }
+    }
+
+    /// Writes this host's record when it has changed, looked at every two seconds and after events.
+    private func reportHost() async {
+        let now = MonotonicClock.nowNanoseconds()
+        guard now - lastHostReport > 2_000_000_000 else { return }
+        lastHostReport = now
+        do {
+            let domains = try await environment.libvirt.listDomains()
+            for domain in domains where domain.state == DomainState.shutOff.rawValue {
+                await removeStaleDefinition(of: PairName(domain.name))
+            }
+            let versions = try await environment.libvirt.versions()
+            let record = HostRecord(
+                name: host, incarnation: environment.incarnation,
+                heartbeatSlot: environment.heartbeat.slot, version: FtvmVersion.text,
+                libvirtVersion: versions.libvirt, qemuVersion: versions.qemu,
+                memoryAvailableBytes: (HostMemory.availableBytes() >> 26) << 26,
+                pools: environment.pools.map(\.name), domains: domains.map(steady))
+            guard record != reported else { return }
+            try await environment.hosts.put(record)
+            reported = record
+        } catch {
+            logger.warning("cannot report this host", metadata: ["error": "\(error)"])
+        }
+    }
+
+    /// A commit pauses the guest for a moment: that must not make the record change all the time.
+    private func steady(_ domain: DomainSummary) -> DomainSummary {
+        var domain = domain
+        let isPaused = domain.state == DomainState.paused.rawValue
+        if isPaused, runtimes[PairName(domain.name)]?.driver != nil {
+            domain.state = DomainState.running.rawValue
+        }
+        return domain
+    }
+
+    func emit(
+        _ kind: ClusterEvent.Kind, _ message: String, pair: PairName?,
+        figures: [String: Double] = [:]
+    ) async {
+        logger.notice("\(message)", metadata: ["event": "\(kind.rawValue)"])
+        do {
+            try await environment.store.appendEvent(
+                ClusterEvent(
+                    time: Date().timeIntervalSince1970, kind: kind, host: host, pair: pair,
+                    message: message, figures: figures))
+        } catch {
+            logger.warning("cannot record an event", metadata: ["error": "\(error)"])
+        }
+    }
+}
+
+/// This machine's memory.
+enum HostMemory {
+    /// What the kernel calls available (proc(5), MemAvailable), in bytes.
+    static func availableBytes() -> UInt64 {
+        guard let text = try? String(contentsOfFile: "/proc/meminfo", encoding: .utf8) else {
+            return 0
+        }
+        for line in text.split(separator: "\n") where line.hasPrefix("MemAvailable:") {
+            return (line.split(separator: " ").dropFirst().first.flatMap { UInt64($0) } ?? 0) * 1024
+        }
+        return 0
+    }
+}

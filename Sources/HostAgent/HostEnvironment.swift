@@ -1,0 +1,122 @@
+import ClusterStore
+import Foundation
+import Glibc
+import Heartbeat
+import Hypervisor
+import Logging
+import MemoryPool
+import Model
+import Protection
+
+/// What one `ftvmd` works with on its host: made once at start, never changed.
+struct HostEnvironment: Sendable {
+    let configuration: DaemonConfiguration
+    let host: HostName
+    let logger: Logger
+    let pools: [Pool]
+    let store: any ClusterStore
+    let libvirt: LibvirtHost
+    let heartbeat: PoolHeartbeat
+    let injector: InjectorProcess
+    let incarnation: UInt64
+
+    var pairs: PairRecords { PairRecords(store: store) }
+    var hosts: HostRecords { HostRecords(store: store) }
+
+    /// Opens everything, in the order in which a failure is easiest to understand.
+    static func open(_ configuration: DaemonConfiguration, logger: Logger) async throws
+        -> HostEnvironment
+    {
+        try requirePrivileges()
+        try makeDirectories(configuration)
+        var pools: [Pool] = []
+        for pool in configuration.pools { pools.append(try Pool(pool)) }
+        guard let first = configuration.pools.first else {
+            throw FtvmError(.invalidArgument, "no pool is configured")
+        }
+        let store = try SQLiteStore(path: configuration.storePath)
+        let incarnation = UInt64(Date().timeIntervalSince1970 * 1_000)
+        let heartbeat = try PoolHeartbeat.claimSlot(
+            path: heartbeatPath(configuration, first), host: configuration.host,
+            incarnation: incarnation)
+        let libvirt = LibvirtHost(options: .init(uri: configuration.libvirtURI), logger: logger)
+        try await libvirt.connect()
+        return HostEnvironment(
+            configuration: configuration, host: configuration.host, logger: logger, pools: pools,
+            store: store, libvirt: libvirt, heartbeat: heartbeat,
+            injector: configuration.injectorPath.map { InjectorProcess(path: $0) }
+                ?? .besideThisExecutable(),
+            incarnation: incarnation)
+    }
+
+    /// Counters are ordinary memory: a file on hugetlbfs would cost a huge page, and a memfd has no name.
+    private static func heartbeatPath(
+        _ configuration: DaemonConfiguration, _ first: PoolConfiguration
+    ) -> String {
+        let tmpfs = configuration.pools.first { $0.kind == .tmpfs } ?? first
+        return tmpfs.path + "/heartbeats"
+    }
+
+    private static func requirePrivileges() throws {
+        guard geteuid() == 0 else {
+            throw FtvmError(
+                .permissionDenied, "ftvmd must run as root",
+                cause: "it runs as user \(geteuid())",
+                advice: "start it with systemd (Examples/ftvmd.service) or sudo")
+        }
+        try KernelRequirements.check()
+    }
+
+    private static func makeDirectories(_ configuration: DaemonConfiguration) throws {
+        let manager = FileManager.default
+        let store = URL(fileURLWithPath: configuration.storePath).deletingLastPathComponent().path
+        let socket = URL(fileURLWithPath: configuration.socketPath).deletingLastPathComponent().path
+        for path in [configuration.runtimeDirectory, store, socket] {
+            do {
+                try manager.createDirectory(atPath: path, withIntermediateDirectories: true)
+            } catch {
+                throw FtvmError(
+                    .unavailable, "cannot make the directory \(path)", cause: "\(error)")
+            }
+        }
+        // An unprivileged QEMU must be able to go through it.
+        chmod(configuration.runtimeDirectory, 0o711)
+        try makeMonitorDirectory(configuration.monitorDirectory)
+    }
+
+    /// QEMU makes its monitor's socket in here: as root, or as the unprivileged user that libvirt runs it as, through
+    /// the group. Nobody else may.
+    private static func makeMonitorDirectory(_ path: String) throws {
+        guard mkdir(path, 0o770) == 0 || errno == EEXIST else {
+            throw FtvmError(
+                .unavailable, "cannot make the directory \(path)",
+                cause: String(cString: strerror(errno)))
+        }
+        let group = getgrnam("libvirt-qemu") ?? getgrnam("qemu")
+        if let group { chown(path, 0, group.pointee.gr_gid) }
+        chmod(path, 0o770)
+    }
+
+    func pool(_ name: PoolName) throws -> Pool {
+        guard let pool = pools.first(where: { $0.name == name }) else {
+            throw FtvmError(
+                .notFound, "host \(host) has no pool \(name)",
+                cause: "configured: \(pools.map(\.name.text).joined(separator: ", "))",
+                advice: "add it to this host's configuration, or choose another pool")
+        }
+        return pool
+    }
+
+    func openSegment(_ reference: SegmentReference, access: SegmentAccess) throws -> Segment {
+        try pool(reference.pool).openSegment(name: reference.name, access: access)
+    }
+
+    /// Where the QEMU of a pair makes its monitor's socket on this host.
+    func monitorPath(_ pair: PairName) -> String {
+        configuration.monitorDirectory + "/" + pair.text.replacing("/", with: "_") + ".sock"
+    }
+}
+
+extension DaemonConfiguration {
+    var monitorDirectory: String { runtimeDirectory + "/qmp" }
+}
