@@ -1,0 +1,220 @@
+import ControlAPI
+import Foundation
+import Lab
+import Model
+import Testing
+
+extension EndToEnd {
+    /// `ftvmd` dies at each named point of each protocol, once, and is started again by its host.
+    @Suite(.lab(LabShape()), .keepingLogs)
+    struct Faults {
+        static let commitPoints = [
+            "commit.begin", "commit.flagged", "commit.stopped", "commit.saved", "commit.copied",
+            "commit.protected", "segment.commit.record-half-written",
+            "segment.commit.record-written", "segment.commit.position-swapped",
+            "commit.published", "commit.resumed", "commit.end",
+        ]
+        static let undoPoints = [
+            "segment.undo.image-copied", "segment.undo.entry-written",
+            "segment.undo.head-published",
+        ]
+        static let takeOverPoints = [
+            "takeover.protected", "takeover.copied", "takeover.stopped", "takeover.mapped",
+            "takeover.tracking",
+        ]
+        static let promotionPoints = [
+            "promotion.locked", "promotion.raised", "promotion.rolled-back", "promotion.writable",
+            "promotion.loaded", "promotion.running", "promotion.committed",
+        ]
+        static let releasePoints = ["release.copied", "release.moved", "release.mapped"]
+        static let secondaryPoints = ["secondary.creating", "secondary.created"]
+
+        /// Every point in the sources is in one of the lists here, or tested elsewhere.
+        @Test func everyPointIsTested() throws {
+            let known = Set(
+                Self.commitPoints + Self.undoPoints + Self.takeOverPoints + Self.promotionPoints
+                    + Self.releasePoints + Self.secondaryPoints + ["adoption.tracking"])
+            let sources = Settings.repository("Sources")
+            let files = FileManager.default.enumerator(atPath: sources)?.compactMap {
+                $0 as? String
+            }
+            var found: Set<String> = []
+            for file in files ?? [] where file.hasSuffix(".swift") {
+                let text = try String(contentsOfFile: "\(sources)/\(file)", encoding: .utf8)
+                for match in text.matches(of: /FaultPoint\.reached\("([^"]+)"\)/) {
+                    found.insert(String(match.1))
+                }
+            }
+            // MemoryPool's and Heartbeat's own crash tests go through the others.
+            let elsewhere = ["segment.", "heartbeat."]
+            let missing = found.subtracting(known).filter { point in
+                !elsewhere.contains { point.hasPrefix($0) }
+            }
+            #expect(missing.sorted() == [])
+            #expect(known.subtracting(found).sorted() == [])
+        }
+
+        @Test(arguments: commitPoints)
+        func ftvmdDiesInACommit(point: String) async throws {
+            try await diesAsPrimary(at: point, passes: 1...40)
+        }
+
+        @Test(arguments: undoPoints)
+        func ftvmdDiesInTheUndoLog(point: String) async throws {
+            try await diesAsPrimary(at: point, passes: 1...5_000)
+        }
+
+        /// Twice as unlucky: the restarted one dies while it takes the guest up again.
+        @Test func ftvmdDiesInAnAdoption() async throws {
+            try await diesAsPrimary(at: "adoption.tracking", passes: 1...1)
+        }
+
+        private func diesAsPrimary(at point: String, passes: ClosedRange<Int>) async throws {
+            let lab = try TestLab.here()
+            var random = Settings.random(point)
+            for _ in 1...Settings.faultRounds {
+                let (guest, before) = try await lab.protectedDemo()
+                try await guest.setDirtyRate(10_000)
+                let covered = try await guest.covered()
+                let fault = Fault(lab, point, pass: Int.random(in: passes, using: &random))
+                try await fault.arm([before.primary])
+                try await fault.strikes()
+                let pair = try await lab.protected("protected after \(fault)")
+                #expect(pair.primary == before.primary && pair.generation == before.generation)
+                try await guest.goesOn(from: covered)
+                try await fault.disarm()
+            }
+        }
+
+        @Test(arguments: takeOverPoints)
+        func ftvmdDiesInATakeOver(point: String) async throws {
+            let lab = try TestLab.here()
+            for _ in 1...Settings.faultRounds {
+                let (guest, before) = try await lab.protectedDemo()
+                try await lab.disable()
+                let covered = try await guest.covered()
+                let fault = Fault(lab, point, pass: 1)
+                try await fault.arm([before.primary])
+                // Asked of another host, whose ftvmd stays.
+                let other = try #require(lab.hosts.first { $0 != before.primary })
+                let enabled = try await lab.ftvm(
+                    PairView.self, "enable", TestLab.demo, "--host", before.primary.text, on: other)
+                #expect(enabled.state == .protected && enabled.primary == before.primary)
+                try await fault.strikes()
+                let pair = try await lab.protected("protected after \(fault)")
+                #expect(pair.primary == before.primary)
+                try await guest.goesOn(from: covered)
+                try await lab.expectNoLeak(pair)
+                try await fault.disarm()
+            }
+        }
+
+        @Test(arguments: promotionPoints)
+        func ftvmdDiesInAPromotion(point: String) async throws {
+            let lab = try TestLab.here()
+            for _ in 1...Settings.faultRounds {
+                let (guest, before) = try await lab.protectedDemo()
+                try await guest.setDirtyRate(5_000)
+                let fault = Fault(lab, point, pass: 1)
+                try await fault.arm(lab.hosts.filter { $0 != before.primary })
+                let ready = try await lab.protected()
+                #expect(ready.primary == before.primary && ready.generation == before.generation)
+                let covered = try await guest.covered()
+                try await lab.presentQEMU(before.primary).kill()
+                try await fault.strikes()
+                let pair = try await lab.protected("protected after \(fault)") {
+                    $0.generation > before.generation
+                }
+                // A generation that an interrupted promotion may have used up is not used again.
+                #expect(pair.generation.number <= before.generation.number + 2)
+                try await guest.goesOn(from: covered)
+                try await lab.expectNoLeak(pair)
+                try await fault.disarm()
+            }
+        }
+
+        @Test(arguments: secondaryPoints)
+        func ftvmdDiesWhileItMakesASecondary(point: String) async throws {
+            let lab = try TestLab.here()
+            for _ in 1...Settings.faultRounds {
+                let (guest, before) = try await lab.protectedDemo()
+                let fault = Fault(lab, point, pass: 1)
+                try await fault.arm(lab.hosts.filter { $0 != before.primary })
+                let ready = try await lab.protected()
+                let covered = try await guest.covered()
+                try await lab.presentQEMU(ready.secondary).kill()
+                try await fault.strikes()
+                let pair = try await lab.protected("protected after \(fault)")
+                #expect(pair.primary == before.primary && pair.generation == before.generation)
+                try await guest.goesOn(from: covered)
+                try await lab.expectNoLeak(pair)
+                try await fault.disarm()
+            }
+        }
+
+        @Test(arguments: releasePoints)
+        func ftvmdDiesInARelease(point: String) async throws {
+            let lab = try TestLab.here()
+            for _ in 1...Settings.faultRounds {
+                let (guest, before) = try await lab.protectedDemo()
+                let fault = Fault(lab, point, pass: 1)
+                try await fault.arm([before.primary])
+                _ = try await lab.protected()
+                let covered = try await guest.covered()
+                let other = try #require(lab.hosts.first { $0 != before.primary })
+                try await lab.disable(on: other)
+                try await fault.strikes()
+                try await guest.goesOn(from: covered)
+                let qemu = try #require(try await lab.qemu(before.primary))
+                #expect(qemu.traces == [])
+                let pools = try await lab.ftvm([PoolView].self, "pool", "list")
+                #expect(pools.first?.segmentCount == 0)
+                try await fault.disarm()
+                try await lab.removeDemo()
+            }
+        }
+    }
+}
+
+/// A named fault point at which the `ftvmd` of one of some hosts dies, once.
+struct Fault: CustomStringConvertible {
+    let lab: TestLab
+    let point: String
+    /// The how-manieth time it is reached.
+    let pass: Int
+    /// There until the fault has struck.
+    private var file: String { lab.layout.directory + "/fault" }
+    var description: String { "fault \(point):\(pass)" }
+
+    init(_ lab: TestLab, _ point: String, pass: Int) {
+        self.lab = lab
+        self.point = point
+        self.pass = pass
+    }
+
+    /// The hosts' `ftvmd` is started anew, with the fault. It may strike at once.
+    func arm(_ hosts: [HostName]) async throws {
+        try "".write(toFile: file, atomically: true, encoding: .utf8)
+        for host in hosts {
+            try "FTVM_FAULT='\(point):\(pass)'\nFTVM_FAULT_ONCE='\(file)'\n".write(
+                toFile: lab.layout.daemonEnvironment(of: host), atomically: true, encoding: .utf8)
+            try await lab.killDaemon(host)
+        }
+    }
+
+    /// Waits until the fault has struck: whoever it was has died, and not by our hand.
+    func strikes() async throws {
+        try await eventually("\(self) strikes", seconds: 60) { () async throws -> Void? in
+            FileManager.default.fileExists(atPath: file) ? nil : ()
+        }
+    }
+
+    func disarm() async throws {
+        for host in lab.hosts {
+            let path = lab.layout.daemonEnvironment(of: host)
+            if FileManager.default.fileExists(atPath: path) {
+                try FileManager.default.removeItem(atPath: path)
+            }
+        }
+    }
+}

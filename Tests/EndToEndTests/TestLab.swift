@@ -1,0 +1,263 @@
+import ControlAPI
+import Foundation
+import Lab
+import Model
+import Synchronization
+import Testing
+
+/// What a suite's lab is to be.
+struct LabShape: Sendable {
+    var hosts = 3
+    /// As `ftvm lab up --pool-size` takes it; nil: its default.
+    var poolSize: String?
+    var hugePages = 0
+}
+
+/// A check outside of Swift Testing's own that did not hold.
+struct Failure: Error, CustomStringConvertible {
+    let description: String
+    init(_ description: String) { self.description = description }
+}
+
+/// The lab of a suite, driven with `ftvm` and `virsh` as a user would.
+final class TestLab: Sendable {
+    @TaskLocal static var current: TestLab?
+
+    /// The lab of the suite that runs.
+    static func here() throws -> TestLab { try #require(current, "the suite has a lab") }
+
+    let layout: LabLayout
+    let shape: LabShape
+    /// The hosts' names.
+    let hosts: [HostName]
+
+    private struct State {
+        /// Hosts that are dead or frozen because we wanted it so.
+        var away: Set<HostName> = []
+        var needsRenewal = false
+    }
+    private let state = Mutex(State())
+
+    /// After a failed test: the next one begins with a new lab.
+    var needsRenewal: Bool {
+        get { state.withLock { $0.needsRenewal } }
+        set { state.withLock { $0.needsRenewal = newValue } }
+    }
+
+    /// Hosts that are expected to live, by name.
+    var livingHosts: [HostName] {
+        let away = state.withLock { $0.away }
+        return hosts.filter { !away.contains($0) }
+    }
+
+    init(_ shape: LabShape) throws {
+        self.shape = shape
+        layout = try LabLayout(name: Settings.labName)
+        hosts = (1...shape.hosts).map { HostName("h\($0)") }
+    }
+
+    // MARK: - Life
+
+    func up() async throws {
+        // What a run left that was itself ended must not be taken for ours.
+        try await down()
+        _ = try await Command.succeed([Settings.repository("Scripts/guest-image")], seconds: 120)
+        var arguments = ["--hosts", "\(shape.hosts)", "--log-level", Settings.logLevel]
+        if let poolSize = shape.poolSize { arguments += ["--pool-size", poolSize] }
+        if shape.hugePages > 0 { arguments += ["--huge-pages", "\(shape.hugePages)"] }
+        _ = try await labCommand("up", arguments, seconds: 120)
+        state.withLock { $0 = State() }
+    }
+
+    func down() async throws {
+        _ = try await labCommand("down", seconds: 60)
+        for trace in ["/run/\(layout.name)", "/sys/fs/cgroup/\(layout.name)"]
+        where FileManager.default.fileExists(atPath: trace) {
+            throw Failure("'ftvm lab down' left \(trace)")
+        }
+    }
+
+    /// Before each test: a new lab after a failure.
+    func makeReady() async throws {
+        if needsRenewal { try await up() }
+    }
+
+    // MARK: - Hosts
+
+    func status() async throws -> LabStatus {
+        let text = try await labCommand("status", ["-o", "json"])
+        return try JSONDecoder().decode(LabStatus.self, from: Data(text.utf8))
+    }
+
+    func kill(_ host: HostName) async throws {
+        _ = state.withLock { $0.away.insert(host) }
+        _ = try await labCommand("kill", [host.text])
+    }
+
+    /// The sudden death of several hosts in one moment, which no sequence of commands can make.
+    func killAtOnce(_ victims: [HostName]) async throws {
+        let status = try await status()
+        let pids = status.hosts.filter { victims.contains($0.name) }.compactMap(\.pid)
+        try #require(pids.count == victims.count)
+        state.withLock { $0.away.formUnion(victims) }
+        for pid in pids { Foundation.kill(pid, SIGKILL) }
+    }
+
+    func start(_ host: HostName) async throws {
+        _ = try await labCommand("start", [host.text], seconds: 60)
+        _ = state.withLock { $0.away.remove(host) }
+    }
+
+    func freeze(_ host: HostName) async throws {
+        _ = state.withLock { $0.away.insert(host) }
+        _ = try await labCommand("freeze", [host.text])
+    }
+
+    func thaw(_ host: HostName) async throws {
+        _ = try await labCommand("thaw", [host.text])
+        _ = state.withLock { $0.away.remove(host) }
+    }
+
+    /// Off the switch.
+    func cut(_ host: HostName) async throws { _ = try await labCommand("cut", [host.text]) }
+
+    func heal(_ host: HostName) async throws { _ = try await labCommand("heal", [host.text]) }
+
+    private func labCommand(
+        _ verb: String, _ arguments: [String] = [], seconds: Int = 30
+    ) async throws -> String {
+        try await Command.succeed(
+            [Command.ftvm, "lab", verb, "--name", layout.name] + arguments, seconds: seconds)
+    }
+
+    /// Runs a command inside a host.
+    func exec(_ host: HostName, _ arguments: [String]) async throws -> String {
+        try await Command.succeed(
+            [Command.ftvm, "lab", "exec", host.text, "--name", layout.name, "--"] + arguments)
+    }
+
+    func virsh(_ host: HostName, _ arguments: String...) async throws -> String {
+        try await virsh(host, arguments)
+    }
+
+    private func virsh(_ host: HostName, _ arguments: [String]) async throws -> String {
+        try await Command.succeed(["virsh", "-q", "-c", layout.libvirtURI(of: host)] + arguments)
+    }
+
+    /// The names of a host's domains, with `onlyActive` those that have a QEMU.
+    func domains(_ host: HostName, onlyActive: Bool = false) async throws -> [String] {
+        let which = onlyActive ? [] : ["--all"]
+        return try await virsh(host, ["list", "--name"] + which).split(separator: "\n").map(
+            String.init
+        )
+        .filter { !$0.isEmpty }
+    }
+
+    // MARK: - ftvm
+
+    /// Runs `ftvm` with the socket of a host that lives, or of the one given.
+    func attempt(
+        _ arguments: [String], on host: HostName? = nil, seconds: Int = 120
+    ) async throws -> Tool.Outcome {
+        let host = try host ?? #require(livingHosts.first)
+        return try await Command.attempt(
+            [Command.ftvm] + arguments + ["-o", "json", "--socket", layout.daemonSocket(of: host)],
+            seconds: seconds)
+    }
+
+    /// The same, which must succeed; its answer.
+    func ftvm<Value: Decodable>(
+        _ type: Value.Type = Value.self, _ arguments: String..., on host: HostName? = nil
+    ) async throws -> Value {
+        let outcome = try await attempt(arguments, on: host)
+        guard outcome.status == 0 else {
+            throw Failure(
+                "ftvm \(arguments.joined(separator: " ")) ended with status \(outcome.status): "
+                    + outcome.errorOutput)
+        }
+        return try ControlJSON.decode(from: Array(outcome.output.utf8))
+    }
+
+    /// The same, which must be refused with an error.
+    func refusal(_ arguments: String..., on host: HostName? = nil) async throws -> FtvmError {
+        try Command.error(try await attempt(arguments, on: host), arguments)
+    }
+}
+
+/// Programs, none of which may run for ever.
+enum Command {
+    static var ftvm: String { Settings.products + "/ftvm" }
+    static var ftvmd: String { Settings.products + "/ftvmd" }
+
+    static func attempt(_ arguments: [String], seconds: Int = 30) async throws -> Tool.Outcome {
+        let limit = seconds * Settings.patience
+        let outcome = try await Tool.attempt(["timeout", "--kill-after=5", "\(limit)"] + arguments)
+        if outcome.status == 124 || outcome.status == 137 {
+            throw Failure(
+                "'\(arguments.joined(separator: " "))' did not end within \(limit) s: "
+                    + outcome.output + outcome.errorOutput)
+        }
+        return outcome
+    }
+
+    static func succeed(_ arguments: [String], seconds: Int = 30) async throws -> String {
+        let outcome = try await attempt(arguments, seconds: seconds)
+        guard outcome.status == 0 else {
+            throw Failure(
+                "'\(arguments.joined(separator: " "))' ended with status \(outcome.status): "
+                    + outcome.output + outcome.errorOutput)
+        }
+        return outcome.output
+    }
+
+    /// The error that a program with `-o json` ended with; its exit status must be the code's.
+    static func error(_ outcome: Tool.Outcome, _ arguments: [String]) throws -> FtvmError {
+        let words = arguments.joined(separator: " ")
+        guard outcome.status != 0 else { throw Failure("'\(words)' was not refused") }
+        let lines = outcome.errorOutput.split(separator: "\n", omittingEmptySubsequences: false)
+        let json = lines.drop { $0 != "{" }.joined(separator: "\n")
+        let error: FtvmError
+        do {
+            error = try ControlJSON.decode(from: Array(json.utf8))
+        } catch {
+            throw Failure("'\(words)' gave no error that can be read: \(outcome.errorOutput)")
+        }
+        try #require(outcome.status == error.exitStatus, "\(words): \(error)")
+        return error
+    }
+}
+
+extension Settings {
+    /// A file of the sources.
+    static func repository(_ relative: String) -> String {
+        let root = URL(fileURLWithPath: #filePath).resolvingSymlinksInPath()
+            .deletingLastPathComponent().deletingLastPathComponent().deletingLastPathComponent()
+        return root.appendingPathComponent(relative).path
+    }
+}
+
+/// Polls until `condition` gives a value.
+/// - Parameter found: what is there instead, for the failure's message.
+func eventually<Value>(
+    _ what: String, seconds: Int = 60, period: Duration = .milliseconds(50),
+    found: () async -> String = { "" }, _ condition: () async throws -> Value?
+) async throws -> Value {
+    let deadline = ContinuousClock.now + .seconds(seconds * Settings.patience)
+    while true {
+        if let value = try await condition() { return value }
+        guard ContinuousClock.now < deadline else {
+            throw Failure(
+                "waited \(seconds * Settings.patience) s in vain: \(what). \(await found())")
+        }
+        try await Task.sleep(for: period)
+    }
+}
+
+/// Compares texts of many lines; a failure shows the lines that differ.
+func expectSame(
+    _ text: String, _ original: String, sourceLocation: SourceLocation = #_sourceLocation
+) {
+    let new = text.split(separator: "\n")
+    let old = original.split(separator: "\n")
+    #expect(new.difference(from: old).isEmpty, sourceLocation: sourceLocation)
+}
