@@ -94,6 +94,37 @@ import Testing
         #expect(try monitor.takeEvents() == [])
     }
 
+    @Test func whoeverResumesAStoppedGuestIsNoticed() throws {
+        let server = try FakeQMPServer { client in
+            client.negotiate()
+            // A run before the stop does not count; the answer to a stop comes after its event.
+            client.send(#"{"timestamp": {"seconds": 1, "microseconds": 1}, "event": "RESUME"}"#)
+            _ = client.line()
+            client.send(#"{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "STOP"}"#)
+            client.send(#"{"return": {}}"#)
+            for event in ["RESUME", "RESET"] {
+                _ = client.line()
+                client.send(#"{"timestamp": {"seconds": 1, "microseconds": 3}, "event": "\#(event)"}"#)
+                client.send(#"{"return": {"status": "running", "running": true}}"#)
+                _ = client.line()
+                client.send(#"{"return": {}}"#)
+            }
+        }
+        defer { server.close() }
+        let connection = try QMPConnection(path: server.path, label: "demo")
+        try connection.stop()
+        #expect(try !connection.hasChangedSinceStop())
+        for _ in ["RESUME", "RESET"] {
+            // The event is there when the answer that follows it has been read.
+            _ = try connection.status()
+            #expect(try connection.hasChangedSinceStop())
+            try connection.stop()
+            #expect(try !connection.hasChangedSinceStop())
+        }
+        connection.interrupt()
+        #expect(throws: FtvmError.self) { try connection.hasChangedSinceStop() }
+    }
+
     @Test func eventsAreWaitedFor() throws {
         let go = DispatchSemaphore(value: 0)
         let server = try FakeQMPServer { client in
