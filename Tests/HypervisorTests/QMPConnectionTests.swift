@@ -109,6 +109,7 @@ import Testing
                 _ = client.line()
                 client.send(#"{"return": {}}"#)
             }
+            _ = client.line()
         }
         defer { server.close() }
         let connection = try QMPConnection(path: server.path, label: "demo")
