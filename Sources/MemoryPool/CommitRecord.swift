@@ -16,14 +16,14 @@ package struct CommitRecord: Hashable, Sendable, Codable {
     package let stateLengthBytes: UInt64
     /// Sequence number of the first undo entry of the following epoch: what a rollback begins with.
     package let undoStart: UInt64
-    /// Reserved for the positions of the disk log and the input log; 0.
-    package let diskLogPosition: UInt64
-    package let inputLogPosition: UInt64
+    /// How far the output, input and disk logs belong to the commit.
+    package let logs: LogPositions
 }
 
 private enum RecordOffset {
     static let sequence = 0, generation = 8, epoch = 16, stateSlot = 24, stateCRC = 28
-    static let stateLength = 32, undoStart = 40, diskLog = 48, inputLog = 56, crc = 124
+    static let stateLength = 32, undoStart = 40, diskLog = 48, inputLog = 56, outputLog = 64
+    static let crc = 124
 }
 
 extension CommitRecord {
@@ -39,8 +39,9 @@ extension CommitRecord {
         block.put(stateCRC32C, at: RecordOffset.stateCRC)
         block.put(stateLengthBytes, at: RecordOffset.stateLength)
         block.put(undoStart, at: RecordOffset.undoStart)
-        block.put(diskLogPosition, at: RecordOffset.diskLog)
-        block.put(inputLogPosition, at: RecordOffset.inputLog)
+        block.put(logs.disk, at: RecordOffset.diskLog)
+        block.put(logs.input, at: RecordOffset.inputLog)
+        block.put(logs.output, at: RecordOffset.outputLog)
         block.seal(at: RecordOffset.crc)
         return block.bytes
     }
@@ -66,8 +67,9 @@ extension CommitRecord {
         stateCRC32C = block.get(at: RecordOffset.stateCRC)
         stateLengthBytes = block.get(at: RecordOffset.stateLength)
         undoStart = block.get(at: RecordOffset.undoStart)
-        diskLogPosition = block.get(at: RecordOffset.diskLog)
-        inputLogPosition = block.get(at: RecordOffset.inputLog)
+        logs = LogPositions(
+            output: block.get(at: RecordOffset.outputLog),
+            input: block.get(at: RecordOffset.inputLog), disk: block.get(at: RecordOffset.diskLog))
         guard sequence == epochNumber, Int(stateSlot) == slot, CommitRecord.slot(of: epoch) == slot
         else { throw damaged("sequence \(sequence), epoch \(epoch), state slot \(stateSlot)") }
         guard stateLengthBytes <= stateSlotBytes else {

@@ -26,12 +26,14 @@ extension Segment {
     ///     logged after that belongs to the next epoch although this one is not published yet, and
     ///     its entry must survive the commit. nil: `undoHead` now, right only if no page can be
     ///     logged between protecting again and here.
+    ///   - logs: how far the other logs belong to this epoch.
     ///
     /// Throws `.conflict` if the generation was raised meanwhile: this primary has been fenced and
     /// must release nothing. The log space of the epoch is reusable only after this returned.
     @discardableResult
     package func publish(
-        epoch: Epoch, generation: Generation, stateLength: Int, undoStart: UInt64? = nil
+        epoch: Epoch, generation: Generation, stateLength: Int, undoStart: UInt64? = nil,
+        logs: LogPositions = LogPositions()
     ) throws -> CommitRecord {
         requireWriteAccess()
         precondition(epoch.number > 0, "epoch 0 is \"nothing committed yet\"")
@@ -59,8 +61,7 @@ extension Segment {
             sequence: epoch.number, generation: generation, epoch: epoch,
             stateSlot: UInt32(CommitRecord.slot(of: epoch)),
             stateCRC32C: ftvm_crc32c(0, state.baseAddress, stateLength),
-            stateLengthBytes: UInt64(stateLength), undoStart: start, diskLogPosition: 0,
-            inputLogPosition: 0)
+            stateLengthBytes: UInt64(stateLength), undoStart: start, logs: logs)
         write(record)
         guard
             compareAndSetPosition(before, SegmentPosition(generation: generation, epoch: epoch))

@@ -21,7 +21,7 @@ struct Guest: Sendable {
 
     func connect(seconds: Int = 30) async throws -> GuestClient {
         var last = ""
-        return try await eventually("the guest answers", seconds: seconds, found: { last }) {
+        return try await eventually("the guest answers", seconds: seconds, found: last) {
             do {
                 // Connected is not answering: a guest that stands still accepts connections, too.
                 _ = try GuestClient(

@@ -23,7 +23,8 @@ extension EndToEnd {
                     }
                 }
                 pairs = try await lab.ftvm([PairView].self, "list").map {
-                    "\($0.name) \($0.uuid) \($0.state) \($0.generation) \($0.desired) \($0.promotionRequested)"
+                    "\($0.name) \($0.uuid) \($0.state) \($0.generation) \($0.desired)"
+                        + " \($0.promotionRequested)"
                 }
                 pools = try await lab.ftvm([PoolView].self, "pool", "list").map(\.steady)
             }

@@ -37,7 +37,7 @@ extension TestLab {
     ) async throws -> PairView {
         var last: PairView?
         return try await eventually(
-            "pair \(name) is \(what)", seconds: seconds, found: { "It is \(Self.text(last))" }
+            "pair \(name) is \(what)", seconds: seconds, found: "It is \(Self.text(last))"
         ) {
             last = try await pair(name)
             guard let last, try isWanted(last) else { return nil }

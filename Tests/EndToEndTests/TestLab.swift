@@ -240,14 +240,14 @@ extension Settings {
 /// - Parameter found: what is there instead, for the failure's message.
 func eventually<Value>(
     _ what: String, seconds: Int = 60, period: Duration = .milliseconds(50),
-    found: () async -> String = { "" }, _ condition: () async throws -> Value?
+    found: @autoclosure () -> String = "", _ condition: () async throws -> Value?
 ) async throws -> Value {
     let deadline = ContinuousClock.now + .seconds(seconds * Settings.patience)
     while true {
         if let value = try await condition() { return value }
         guard ContinuousClock.now < deadline else {
             throw Failure(
-                "waited \(seconds * Settings.patience) s in vain: \(what). \(await found())")
+                "waited \(seconds * Settings.patience) s in vain: \(what). \(found())")
         }
         try await Task.sleep(for: period)
     }
