@@ -37,7 +37,15 @@ struct LabStart: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "start", abstract: "Boot a host that was killed.")
     @OptionGroup var options: LabHostOptions
-    func run() async throws { try await options.perform("is up") { try await $0.start($1) } }
+
+    @Option(
+        help: ArgumentHelp(
+            "Give the host another QEMU, unpacked below this directory.", valueName: "directory"))
+    var qemu: String?
+
+    func run() async throws {
+        try await options.perform("is up") { try await $0.start($1, qemuRoot: qemu) }
+    }
 }
 
 struct LabFreeze: AsyncParsableCommand {

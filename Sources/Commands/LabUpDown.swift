@@ -30,6 +30,12 @@ struct LabUp: AsyncParsableCommand {
             "The user that QEMU runs as; any but root also runs sandboxed.", valueName: "user"))
     var qemuUser = "libvirt-qemu"
 
+    @Option(
+        help: ArgumentHelp(
+            "Give a host another QEMU, unpacked below a directory (Scripts/newer-qemu).",
+            valueName: "host=directory"))
+    var qemu: [HostQEMU] = []
+
     @Flag(help: "Start the hosts without ftvmd.")
     var noDaemon = false
 
@@ -46,6 +52,7 @@ struct LabUp: AsyncParsableCommand {
         specification.hugePages = hugePages
         specification.qemuUser = qemuUser
         specification.logLevel = logLevel
+        for entry in qemu { specification.qemuRoots[entry.host] = entry.root }
         specification.daemonPath = noDaemon ? nil : try Self.daemonPath()
         let progress = LabProgress()
         let made = try await Lab.up(specification, layout: lab.layout, progress: progress.report)
@@ -62,6 +69,19 @@ struct LabUp: AsyncParsableCommand {
         defer { free(resolved) }
         let own = String(cString: resolved)
         return own.split(separator: "/").dropLast().map { "/\($0)" }.joined() + "/ftvmd"
+    }
+}
+
+/// `h3=/var/cache/ftvm/newer-qemu`.
+struct HostQEMU: ExpressibleByArgument {
+    let host: String
+    let root: String
+
+    init?(argument: String) {
+        let halves = argument.split(separator: "=", maxSplits: 1)
+        guard halves.count == 2 else { return nil }
+        host = String(halves[0])
+        root = String(halves[1])
     }
 }
 

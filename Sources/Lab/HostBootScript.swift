@@ -31,6 +31,15 @@ enum HostBootScript {
             mount --bind "$directory/var/$part" "/var/$part/libvirt"
         done
 
+        # Another QEMU than the machine's, as on a host that was upgraded before the others.
+        if [ -e "$directory/qemu-root" ]; then
+            qemu=$(cat "$directory/qemu-root")
+            modules=$(dirname "$(find "$qemu/usr/lib" -name hw-display-virtio-gpu.so)")
+            mount --bind "$qemu/usr/bin/qemu-system-x86_64" "$(realpath /usr/bin/qemu-system-x86_64)"
+            mount --bind "$qemu/usr/share/qemu" /usr/share/qemu
+            mount --bind "$modules" "${modules#"$qemu"}"
+        fi
+
         # br0, where guests are, with an uplink to the lab's switch.
         ip link set lo up
         ip link add br0 address "$FTVM_MAC" type bridge forward_delay 0

@@ -18,6 +18,12 @@ struct HostFiles {
         try Files.write(libvirtdConfiguration, to: "\(directory)/etc-libvirt/libvirtd.conf")
         try Files.write(qemuConfiguration, to: "\(directory)/etc-libvirt/qemu.conf")
         try Files.write(daemonConfiguration, to: layout.daemonConfiguration(of: host.name))
+        if let root = specification.qemuRoots[host.name.text] { try setQEMU(root: root) }
+    }
+
+    /// From its next boot on the host has the QEMU that is unpacked there.
+    func setQEMU(root: String) throws {
+        try Files.write(root, to: "\(directory)/qemu-root")
     }
 
     /// What a reboot loses: everything that a real machine keeps in `/run`.

@@ -5,13 +5,19 @@ import Model
 extension Lab {
     /// Starts a host that is dead. It keeps what a real host has on its disk (definitions of
     /// domains, logs) and has lost what was in memory.
+    /// - Parameter qemuRoot: the host has another QEMU from now on, unpacked there; nil: the one it had.
     /// - Throws: `FtvmError` `notFound`, `failedPrecondition` when it is running.
-    package func start(_ name: HostName) async throws {
+    package func start(_ name: HostName, qemuRoot: String? = nil) async throws {
+        if let qemuRoot { try Machine.checkQEMU(root: qemuRoot) }
         try await changing(name) { host in
             guard group(of: host).processes().isEmpty else {
                 throw FtvmError(
                     .failedPrecondition, "host \(name) is running",
                     advice: "only a host that was killed can be started")
+            }
+            if let qemuRoot {
+                try HostFiles(layout: layout, specification: specification, host: host)
+                    .setQEMU(root: qemuRoot)
             }
             try await boot(host)
         }

@@ -18,6 +18,8 @@ package struct LabSpecification: Hashable, Sendable, Codable {
     package var heartbeatPeriodMilliseconds: Int
     /// Missed heartbeats after which a host is dead.
     package var heartbeatMissesUntilDead: Int
+    /// Hosts with another QEMU than the machine's, and where it is unpacked (`Scripts/newer-qemu`).
+    package var qemuRoots: [String: String] = [:]
     /// How long a host may take to start, in seconds.
     package var startLimitSeconds = 30
 
@@ -53,6 +55,14 @@ package struct LabSpecification: Hashable, Sendable, Codable {
         }
         guard hugePages >= 0 else {
             throw FtvmError(.invalidArgument, "\(hugePages) huge pages cannot be taken")
+        }
+        for (name, root) in qemuRoots {
+            guard (1...hostCount).contains(where: { name == "h\($0)" }) else {
+                throw FtvmError(
+                    .invalidArgument, "a QEMU is given for host '\(name)', which the lab has not",
+                    advice: "its hosts are h1 to h\(hostCount)")
+            }
+            try Machine.checkQEMU(root: root)
         }
         guard heartbeatPeriodMilliseconds > 0, heartbeatMissesUntilDead > 0 else {
             throw FtvmError(

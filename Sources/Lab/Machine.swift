@@ -37,6 +37,15 @@ enum Machine {
         }
     }
 
+    /// - Throws: `FtvmError` `notFound` when there is no QEMU below that directory.
+    static func checkQEMU(root: String) throws {
+        guard root.hasPrefix("/"), access("\(root)/usr/bin/qemu-system-x86_64", X_OK) == 0 else {
+            throw FtvmError(
+                .notFound, "there is no usr/bin/qemu-system-x86_64 in '\(root)'",
+                advice: "give the absolute path that Scripts/newer-qemu prints")
+        }
+    }
+
     /// libvirt's QEMU driver.
     static func qemuDriver() throws -> String {
         let name = "libvirt/connection-driver/libvirt_driver_qemu.so"
