@@ -14,8 +14,8 @@ package final class Workspace {
             at: directory.appendingPathComponent("pool"), withIntermediateDirectories: true)
         let path = directory.appendingPathComponent("pool").path
         if kind == .hugetlbfs {
-            savedHugePages = try? String(contentsOfFile: Self.hugePagesFile, encoding: .utf8)
-            try "\(hugePages)".write(toFile: Self.hugePagesFile, atomically: false, encoding: .utf8)
+            try Self.addHugePages(hugePages)
+            takenHugePages = hugePages
             guard mount("none", path, "hugetlbfs", 0, "pagesize=2M") == 0 else {
                 throw FtvmError(
                     .unsupported, "cannot mount hugetlbfs", cause: String(cString: strerror(errno)))
@@ -27,15 +27,25 @@ package final class Workspace {
     }
 
     private var mounted: String?
-    private var savedHugePages: String?
-    private static let hugePagesFile = "/proc/sys/vm/nr_hugepages"
+    private var takenHugePages = 0
 
     package func remove() {
         if let mounted { umount2(mounted, Int32(MNT_DETACH)) }
-        if let savedHugePages {
-            try? savedHugePages.write(
-                toFile: Self.hugePagesFile, atomically: false, encoding: .utf8)
-        }
         try? FileManager.default.removeItem(at: directory)
+        if takenHugePages > 0 { try? Self.addHugePages(-takenHugePages) }
+    }
+
+    /// The machine's number of huge pages belongs to everybody: it is changed by a difference, one at a time.
+    private static func addHugePages(_ count: Int) throws {
+        let path = "/proc/sys/vm/nr_hugepages"
+        let file = open(path, O_RDONLY | O_CLOEXEC)
+        guard file >= 0, flock(file, LOCK_EX) == 0 else {
+            throw FtvmError(
+                .unsupported, "cannot lock \(path)", cause: String(cString: strerror(errno)))
+        }
+        defer { close(file) }
+        let text = try String(contentsOfFile: path, encoding: .utf8)
+        let present = Int(text.trimmingCharacters(in: .whitespacesAndNewlines)) ?? 0
+        try "\(max(0, present + count))".write(toFile: path, atomically: false, encoding: .utf8)
     }
 }
