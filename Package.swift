@@ -154,8 +154,11 @@ let package = Package(
             swiftSettings: strict),
         .testTarget(
             name: "LabTests", dependencies: ["Lab", "Model", "CLinux"], swiftSettings: strict),
+        .target(
+            name: "EndToEndSupport", dependencies: ["Lab", "ControlAPI", "Model"],
+            path: "Tests/EndToEndSupport", swiftSettings: strict),
         .testTarget(
-            name: "EndToEndTests", dependencies: ["Lab", "ControlAPI", "Model"],
+            name: "EndToEndTests", dependencies: ["EndToEndSupport", "Lab", "ControlAPI", "Model"],
             swiftSettings: strict),
     ]
 )

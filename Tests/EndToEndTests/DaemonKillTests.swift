@@ -1,4 +1,5 @@
 import ControlAPI
+import EndToEndSupport
 import Foundation
 import Lab
 import Model
@@ -41,23 +42,6 @@ extension EndToEnd {
             #expect(pair.primary == before.primary && pair.generation == before.generation)
             try await guest.goesOn(from: covered)
             try await lab.removeDemo()
-        }
-    }
-}
-
-extension TestLab {
-    /// Kills a host's ftvmd and waits until the host has started another one, which answers.
-    func killDaemon(_ host: HostName) async throws {
-        let daemon = try #require(try await daemon(host), "ftvmd runs on \(host)")
-        try daemon.kill()
-        try await newDaemon(host, not: daemon)
-    }
-
-    func newDaemon(_ host: HostName, not old: ProcessView) async throws {
-        try await eventually("a new ftvmd on \(host) answers", seconds: 30) {
-            () async throws -> Void? in
-            guard let new = try await daemon(host), new != old else { return nil }
-            return try await attempt(["version"], on: host).status == 0 ? () : nil
         }
     }
 }

@@ -1,4 +1,5 @@
 import ControlAPI
+import EndToEndSupport
 import Foundation
 import Glibc
 import Lab

@@ -3,16 +3,16 @@ import Lab
 import Model
 
 /// What is kept of a failed test.
-enum Artifacts {
+package enum Artifacts {
     /// A new directory's name for a test; it is made when something is kept.
-    static func directory(test: String) -> String {
+    package static func directory(test: String) -> String {
         let name = test.filter { $0.isLetter || $0.isNumber }
         let time = UInt64(Date().timeIntervalSince1970 * 1_000)
         return "\(Settings.artifacts)/\(name)-\(time)"
     }
 
     /// Copies everything that tells what happened. What cannot be had is left out, with a word why.
-    static func keep(_ lab: TestLab, in directory: String, since began: Date) async {
+    package static func keep(_ lab: TestLab, in directory: String, since began: Date) async {
         do {
             try FileManager.default.createDirectory(
                 atPath: directory, withIntermediateDirectories: true)

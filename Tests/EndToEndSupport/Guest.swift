@@ -5,21 +5,26 @@ import Model
 import Testing
 
 /// The demo guest, asked over the network.
-struct Guest: Sendable {
-    let lab: TestLab
-    var domain = GuestDomain()
+package struct Guest: Sendable {
+    package let lab: TestLab
+    package var domain: GuestDomain
 
-    /// What a commit has covered: no failover may go back before it.
-    struct Covered: Sendable {
-        let status: GuestStatus
-        /// The last number that the guest has handed out. It is raised by our questions only, so the next one tells
-        /// exactly whether the guest has gone back before it was asked for this one.
-        let number: UInt64
-        /// The epoch that had been committed before a commit covered the answers; nil when nothing commits.
-        let epoch: Epoch?
+    package init(lab: TestLab, domain: GuestDomain = GuestDomain()) {
+        self.lab = lab
+        self.domain = domain
     }
 
-    func connect(seconds: Int = 30) async throws -> GuestClient {
+    /// What a commit has covered: no failover may go back before it.
+    package struct Covered: Sendable {
+        package let status: GuestStatus
+        /// The last number that the guest has handed out. It is raised by our questions only, so the next one tells
+        /// exactly whether the guest has gone back before it was asked for this one.
+        package let number: UInt64
+        /// The epoch that had been committed before a commit covered the answers; nil when nothing commits.
+        package let epoch: Epoch?
+    }
+
+    package func connect(seconds: Int = 30) async throws -> GuestClient {
         var last = ""
         return try await eventually("the guest answers", seconds: seconds, found: last) {
             do {
@@ -36,9 +41,9 @@ struct Guest: Sendable {
         }
     }
 
-    func status() async throws -> GuestStatus { try await connect().status() }
+    package func status() async throws -> GuestStatus { try await connect().status() }
 
-    func setDirtyRate(_ pagesPerSecond: Int) async throws {
+    package func setDirtyRate(_ pagesPerSecond: Int) async throws {
         try #require(try await connect().ask("dirty \(pagesPerSecond)") == "ok \(pagesPerSecond)")
     }
 
@@ -46,7 +51,7 @@ struct Guest: Sendable {
     ///
     /// The commit is the one after the epoch that is the last one once we have the answers: it is published later than
     /// they were given, the guest stands still from before it is saved until after, so it was saved after.
-    func covered() async throws -> Covered {
+    package func covered() async throws -> Covered {
         let client = try await connect()
         let status = try client.status()
         let number = try #require(UInt64(try client.ask("next")))
@@ -63,7 +68,7 @@ struct Guest: Sendable {
     /// The same guest goes on from where it was: nothing that a commit had covered is lost, and it has checked all of
     /// its memory since.
     @discardableResult
-    func goesOn(from before: Covered, seconds: Int = 60) async throws -> Covered {
+    package func goesOn(from before: Covered, seconds: Int = 60) async throws -> Covered {
         let client = try await connect(seconds: seconds)
         let number = try #require(UInt64(try client.ask("next")))
         let status = try client.status()

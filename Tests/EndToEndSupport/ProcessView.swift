@@ -5,27 +5,29 @@ import Model
 import Testing
 
 /// A process as /proc shows it.
-struct ProcessView: Sendable, Hashable {
-    let pid: Int32
+package struct ProcessView: Sendable, Hashable {
+    package let pid: Int32
 
-    struct Mapping: Sendable, Hashable {
+    package init(pid: Int32) { self.pid = pid }
+
+    package struct Mapping: Sendable, Hashable {
         /// Such as `rw-s`.
-        let permissions: String
-        let bytes: UInt64
-        let inode: UInt64
-        let path: String
-        var isPrivate: Bool { permissions.hasSuffix("p") }
+        package let permissions: String
+        package let bytes: UInt64
+        package let inode: UInt64
+        package let path: String
+        package var isPrivate: Bool { permissions.hasSuffix("p") }
     }
 
-    func text(_ file: String) -> String {
+    package func text(_ file: String) -> String {
         (try? String(contentsOfFile: "/proc/\(pid)/\(file)", encoding: .utf8)) ?? ""
     }
 
-    var arguments: [String] {
+    package var arguments: [String] {
         text("cmdline").split(separator: "\0", omittingEmptySubsequences: false).map(String.init)
     }
 
-    var mappings: [Mapping] {
+    package var mappings: [Mapping] {
         text("maps").split(separator: "\n").compactMap { line in
             let fields = line.split(separator: " ", maxSplits: 5, omittingEmptySubsequences: true)
             guard fields.count >= 5 else { return nil }
@@ -39,7 +41,7 @@ struct ProcessView: Sendable, Hashable {
     }
 
     /// The mappings of a segment's file. Where its pool is mounted is another matter in each mount namespace.
-    func mappings(of path: String) throws -> [Mapping] {
+    package func mappings(of path: String) throws -> [Mapping] {
         var information = stat()
         try #require(stat(path, &information) == 0, "\(path) is there")
         let end = path.split(separator: "/").suffix(3).joined(separator: "/")
@@ -47,7 +49,7 @@ struct ProcessView: Sendable, Hashable {
     }
 
     /// What its descriptors are of, as /proc/PID/fd has it.
-    var descriptors: [String] {
+    package var descriptors: [String] {
         let directory = "/proc/\(pid)/fd"
         let numbers = (try? FileManager.default.contentsOfDirectory(atPath: directory)) ?? []
         return numbers.compactMap {
@@ -56,18 +58,18 @@ struct ProcessView: Sendable, Hashable {
     }
 
     /// A line of /proc/PID/status.
-    func status(_ name: String) -> [String] {
+    package func status(_ name: String) -> [String] {
         let line = text("status").split(separator: "\n").first { $0.hasPrefix(name + ":") }
         return line.map { $0.split(whereSeparator: \.isWhitespace).dropFirst().map(String.init) }
             ?? []
     }
 
-    func kill() throws {
+    package func kill() throws {
         try #require(Glibc.kill(pid, SIGKILL) == 0, "process \(pid) is there to be killed")
     }
 
     /// What ftvm leaves in a QEMU while it is protected.
-    var traces: [String] {
+    package var traces: [String] {
         descriptors.filter {
             $0.contains("userfaultfd") || $0.contains("ftvm") || $0.contains("/segments/")
         } + mappings.filter { $0.path.contains("/segments/") }.map(\.path)
@@ -77,30 +79,30 @@ struct ProcessView: Sendable, Hashable {
 /// Groups processes of the lab's hosts.
 extension TestLab {
     /// The domain's QEMU on a host, running or waiting; nil when there is none.
-    func qemu(_ host: HostName) async throws -> ProcessView? {
+    package func qemu(_ host: HostName) async throws -> ProcessView? {
         let found = try await qemus(host)
         try #require(found.count <= 1, "one QEMU of demo on \(host)")
         return found.first
     }
 
     /// The same, which must be there.
-    func presentQEMU(_ host: HostName?) async throws -> ProcessView {
+    package func presentQEMU(_ host: HostName?) async throws -> ProcessView {
         let host = try #require(host)
         return try #require(try await qemu(host), "demo has a QEMU on \(host)")
     }
 
     /// All QEMUs of the domain on a host.
-    func qemus(_ host: HostName) async throws -> [ProcessView] {
+    package func qemus(_ host: HostName) async throws -> [ProcessView] {
         try await processes(host, named: "qemu-system").filter { process in
             process.arguments.contains { $0.hasPrefix("guest=\(Self.demo)") }
         }
     }
 
-    func daemon(_ host: HostName) async throws -> ProcessView? {
+    package func daemon(_ host: HostName) async throws -> ProcessView? {
         try await processes(host, named: "ftvmd").first
     }
 
-    func presentProcess(_ host: HostName, named name: String) async throws -> ProcessView {
+    package func presentProcess(_ host: HostName, named name: String) async throws -> ProcessView {
         try #require(try await processes(host, named: name).first, "\(name) runs on \(host)")
     }
 
@@ -111,7 +113,7 @@ extension TestLab {
     }
 
     /// A host's tap devices of guests.
-    func taps(_ host: HostName) async throws -> [String] {
+    package func taps(_ host: HostName) async throws -> [String] {
         struct Link: Decodable { let ifname: String }
         let text = try await exec(host, ["ip", "-json", "link", "show"])
         return try JSONDecoder().decode([Link].self, from: Data(text.utf8)).map(\.ifname)
@@ -119,7 +121,7 @@ extension TestLab {
     }
 
     /// The path of the file that is the guest's memory.
-    func ramFile(_ segment: SegmentReference) -> String {
+    package func ramFile(_ segment: SegmentReference) -> String {
         let pool = segment.pool.text == "huge" ? layout.hugePool : layout.pool
         return "\(pool)/segments/\(segment.name)/ram"
     }

@@ -3,10 +3,12 @@ import Synchronization
 import Testing
 
 /// Gives a suite a lab of its own, which is removed after the last test however that ends.
-struct LabScope: SuiteTrait, TestScoping {
-    let shape: LabShape
+package struct LabScope: SuiteTrait, TestScoping {
+    package let shape: LabShape
 
-    func provideScope(
+    package init(shape: LabShape) { self.shape = shape }
+
+    package func provideScope(
         for test: Test, testCase: Test.Case?, performing function: @Sendable () async throws -> Void
     ) async throws {
         let lab = try TestLab(shape)
@@ -24,8 +26,10 @@ struct LabScope: SuiteTrait, TestScoping {
 }
 
 /// Keeps the logs of a test that fails, says where, and has the next test begin with a fresh lab.
-struct KeepingLogs: SuiteTrait, TestTrait, TestScoping {
-    var isRecursive: Bool { true }
+package struct KeepingLogs: SuiteTrait, TestTrait, TestScoping {
+    package init() {}
+
+    package var isRecursive: Bool { true }
 
     private final class Failed: Sendable {
         private let flag = Mutex(false)
@@ -33,7 +37,7 @@ struct KeepingLogs: SuiteTrait, TestTrait, TestScoping {
         var value: Bool { flag.withLock { $0 } }
     }
 
-    func provideScope(
+    package func provideScope(
         for test: Test, testCase: Test.Case?, performing function: @Sendable () async throws -> Void
     ) async throws {
         guard let lab = TestLab.current else { return try await function() }
@@ -67,9 +71,9 @@ struct KeepingLogs: SuiteTrait, TestTrait, TestScoping {
 }
 
 extension Trait where Self == LabScope {
-    static func lab(_ shape: LabShape) -> LabScope { LabScope(shape: shape) }
+    package static func lab(_ shape: LabShape) -> LabScope { LabScope(shape: shape) }
 }
 
 extension Trait where Self == KeepingLogs {
-    static var keepingLogs: KeepingLogs { KeepingLogs() }
+    package static var keepingLogs: KeepingLogs { KeepingLogs() }
 }

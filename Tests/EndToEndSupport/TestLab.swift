@@ -6,30 +6,36 @@ import Synchronization
 import Testing
 
 /// What a suite's lab is to be.
-struct LabShape: Sendable {
-    var hosts = 3
+package struct LabShape: Sendable {
+    package var hosts: Int
     /// As `ftvm lab up --pool-size` takes it; nil: its default.
-    var poolSize: String?
-    var hugePages = 0
+    package var poolSize: String?
+    package var hugePages: Int
+
+    package init(hosts: Int = 3, poolSize: String? = nil, hugePages: Int = 0) {
+        self.hosts = hosts
+        self.poolSize = poolSize
+        self.hugePages = hugePages
+    }
 }
 
 /// A check outside of Swift Testing's own that did not hold.
-struct Failure: Error, CustomStringConvertible {
-    let description: String
-    init(_ description: String) { self.description = description }
+package struct Failure: Error, CustomStringConvertible {
+    package let description: String
+    package init(_ description: String) { self.description = description }
 }
 
 /// The lab of a suite, driven with `ftvm` and `virsh` as a user would.
-final class TestLab: Sendable {
-    @TaskLocal static var current: TestLab?
+package final class TestLab: Sendable {
+    @TaskLocal package static var current: TestLab?
 
     /// The lab of the suite that runs.
-    static func here() throws -> TestLab { try #require(current, "the suite has a lab") }
+    package static func here() throws -> TestLab { try #require(current, "the suite has a lab") }
 
-    let layout: LabLayout
-    let shape: LabShape
+    package let layout: LabLayout
+    package let shape: LabShape
     /// The hosts' names.
-    let hosts: [HostName]
+    package let hosts: [HostName]
 
     private struct State {
         /// Hosts that are dead or frozen because we wanted it so.
@@ -39,18 +45,18 @@ final class TestLab: Sendable {
     private let state = Mutex(State())
 
     /// After a failed test: the next one begins with a new lab.
-    var needsRenewal: Bool {
+    package var needsRenewal: Bool {
         get { state.withLock { $0.needsRenewal } }
         set { state.withLock { $0.needsRenewal = newValue } }
     }
 
     /// Hosts that are expected to live, by name.
-    var livingHosts: [HostName] {
+    package var livingHosts: [HostName] {
         let away = state.withLock { $0.away }
         return hosts.filter { !away.contains($0) }
     }
 
-    init(_ shape: LabShape) throws {
+    package init(_ shape: LabShape) throws {
         self.shape = shape
         layout = try LabLayout(name: Settings.labName)
         hosts = (1...shape.hosts).map { HostName("h\($0)") }
@@ -58,7 +64,7 @@ final class TestLab: Sendable {
 
     // MARK: - Life
 
-    func up() async throws {
+    package func up() async throws {
         // What a run left that was itself ended must not be taken for ours.
         try await down()
         _ = try await Command.succeed([Settings.repository("Scripts/guest-image")], seconds: 120)
@@ -69,7 +75,7 @@ final class TestLab: Sendable {
         state.withLock { $0 = State() }
     }
 
-    func down() async throws {
+    package func down() async throws {
         _ = try await labCommand("down", seconds: 60)
         for trace in ["/run/\(layout.name)", "/sys/fs/cgroup/\(layout.name)"]
         where FileManager.default.fileExists(atPath: trace) {
@@ -78,24 +84,24 @@ final class TestLab: Sendable {
     }
 
     /// Before each test: a new lab after a failure.
-    func makeReady() async throws {
+    package func makeReady() async throws {
         if needsRenewal { try await up() }
     }
 
     // MARK: - Hosts
 
-    func status() async throws -> LabStatus {
+    package func status() async throws -> LabStatus {
         let text = try await labCommand("status", ["-o", "json"])
         return try JSONDecoder().decode(LabStatus.self, from: Data(text.utf8))
     }
 
-    func kill(_ host: HostName) async throws {
+    package func kill(_ host: HostName) async throws {
         _ = state.withLock { $0.away.insert(host) }
         _ = try await labCommand("kill", [host.text])
     }
 
     /// The sudden death of several hosts in one moment, which no sequence of commands can make.
-    func killAtOnce(_ victims: [HostName]) async throws {
+    package func killAtOnce(_ victims: [HostName]) async throws {
         let status = try await status()
         let pids = status.hosts.filter { victims.contains($0.name) }.compactMap(\.pid)
         try #require(pids.count == victims.count)
@@ -103,25 +109,27 @@ final class TestLab: Sendable {
         for pid in pids { Foundation.kill(pid, SIGKILL) }
     }
 
-    func start(_ host: HostName) async throws {
+    package func start(_ host: HostName) async throws {
         _ = try await labCommand("start", [host.text], seconds: 60)
         _ = state.withLock { $0.away.remove(host) }
     }
 
-    func freeze(_ host: HostName) async throws {
+    package func freeze(_ host: HostName) async throws {
         _ = state.withLock { $0.away.insert(host) }
         _ = try await labCommand("freeze", [host.text])
     }
 
-    func thaw(_ host: HostName) async throws {
+    package func thaw(_ host: HostName) async throws {
         _ = try await labCommand("thaw", [host.text])
         _ = state.withLock { $0.away.remove(host) }
     }
 
     /// Off the switch.
-    func cut(_ host: HostName) async throws { _ = try await labCommand("cut", [host.text]) }
+    package func cut(_ host: HostName) async throws { _ = try await labCommand("cut", [host.text]) }
 
-    func heal(_ host: HostName) async throws { _ = try await labCommand("heal", [host.text]) }
+    package func heal(_ host: HostName) async throws {
+        _ = try await labCommand("heal", [host.text])
+    }
 
     private func labCommand(
         _ verb: String, _ arguments: [String] = [], seconds: Int = 30
@@ -131,12 +139,12 @@ final class TestLab: Sendable {
     }
 
     /// Runs a command inside a host.
-    func exec(_ host: HostName, _ arguments: [String]) async throws -> String {
+    package func exec(_ host: HostName, _ arguments: [String]) async throws -> String {
         try await Command.succeed(
             [Command.ftvm, "lab", "exec", host.text, "--name", layout.name, "--"] + arguments)
     }
 
-    func virsh(_ host: HostName, _ arguments: String...) async throws -> String {
+    package func virsh(_ host: HostName, _ arguments: String...) async throws -> String {
         try await virsh(host, arguments)
     }
 
@@ -145,7 +153,7 @@ final class TestLab: Sendable {
     }
 
     /// The names of a host's domains, with `onlyActive` those that have a QEMU.
-    func domains(_ host: HostName, onlyActive: Bool = false) async throws -> [String] {
+    package func domains(_ host: HostName, onlyActive: Bool = false) async throws -> [String] {
         let which = onlyActive ? [] : ["--all"]
         return try await virsh(host, ["list", "--name"] + which).split(separator: "\n").map(
             String.init
@@ -156,7 +164,7 @@ final class TestLab: Sendable {
     // MARK: - ftvm
 
     /// Runs `ftvm` with the socket of a host that lives, or of the one given.
-    func attempt(
+    package func attempt(
         _ arguments: [String], on host: HostName? = nil, seconds: Int = 120
     ) async throws -> Tool.Outcome {
         let host = try host ?? #require(livingHosts.first)
@@ -166,7 +174,7 @@ final class TestLab: Sendable {
     }
 
     /// The same, which must succeed; its answer.
-    func ftvm<Value: Decodable>(
+    package func ftvm<Value: Decodable>(
         _ type: Value.Type = Value.self, _ arguments: String..., on host: HostName? = nil
     ) async throws -> Value {
         let outcome = try await attempt(arguments, on: host)
@@ -179,17 +187,20 @@ final class TestLab: Sendable {
     }
 
     /// The same, which must be refused with an error.
-    func refusal(_ arguments: String..., on host: HostName? = nil) async throws -> FtvmError {
+    package func refusal(_ arguments: String..., on host: HostName? = nil) async throws -> FtvmError
+    {
         try Command.error(try await attempt(arguments, on: host), arguments)
     }
 }
 
 /// Programs, none of which may run for ever.
-enum Command {
-    static var ftvm: String { Settings.products + "/ftvm" }
-    static var ftvmd: String { Settings.products + "/ftvmd" }
+package enum Command {
+    package static var ftvm: String { Settings.products + "/ftvm" }
+    package static var ftvmd: String { Settings.products + "/ftvmd" }
 
-    static func attempt(_ arguments: [String], seconds: Int = 30) async throws -> Tool.Outcome {
+    package static func attempt(_ arguments: [String], seconds: Int = 30) async throws
+        -> Tool.Outcome
+    {
         let limit = seconds * Settings.patience
         let outcome = try await Tool.attempt(["timeout", "--kill-after=5", "\(limit)"] + arguments)
         if outcome.status == 124 || outcome.status == 137 {
@@ -200,7 +211,7 @@ enum Command {
         return outcome
     }
 
-    static func succeed(_ arguments: [String], seconds: Int = 30) async throws -> String {
+    package static func succeed(_ arguments: [String], seconds: Int = 30) async throws -> String {
         let outcome = try await attempt(arguments, seconds: seconds)
         guard outcome.status == 0 else {
             throw Failure(
@@ -211,7 +222,7 @@ enum Command {
     }
 
     /// The error that a program with `-o json` ended with; its exit status must be the code's.
-    static func error(_ outcome: Tool.Outcome, _ arguments: [String]) throws -> FtvmError {
+    package static func error(_ outcome: Tool.Outcome, _ arguments: [String]) throws -> FtvmError {
         let words = arguments.joined(separator: " ")
         guard outcome.status != 0 else { throw Failure("'\(words)' was not refused") }
         let lines = outcome.errorOutput.split(separator: "\n", omittingEmptySubsequences: false)
@@ -229,7 +240,7 @@ enum Command {
 
 extension Settings {
     /// A file of the sources.
-    static func repository(_ relative: String) -> String {
+    package static func repository(_ relative: String) -> String {
         let root = URL(fileURLWithPath: #filePath).resolvingSymlinksInPath()
             .deletingLastPathComponent().deletingLastPathComponent().deletingLastPathComponent()
         return root.appendingPathComponent(relative).path
@@ -238,7 +249,7 @@ extension Settings {
 
 /// Polls until `condition` gives a value.
 /// - Parameter found: what is there instead, for the failure's message.
-func eventually<Value>(
+package func eventually<Value>(
     _ what: String, seconds: Int = 60, period: Duration = .milliseconds(50),
     found: @autoclosure () -> String = "", _ condition: () async throws -> Value?
 ) async throws -> Value {
@@ -254,7 +265,7 @@ func eventually<Value>(
 }
 
 /// Compares texts of many lines; a failure shows the lines that differ.
-func expectSame(
+package func expectSame(
     _ text: String, _ original: String, sourceLocation: SourceLocation = #_sourceLocation
 ) {
     let new = text.split(separator: "\n")

@@ -1,36 +1,35 @@
 import Foundation
-import Testing
 
 /// How much is tested, and with what: everything here can be set in the environment.
-enum Settings {
+package enum Settings {
     /// FTVM_PRODUCTS: where the build puts executables.
-    static let products =
+    package static let products =
         variable("FTVM_PRODUCTS")
         ?? FileManager.default.currentDirectoryPath + "/.build/release"
     /// FTVM_TEST_ARTIFACTS: where a failed test's logs are kept.
-    static let artifacts = variable("FTVM_TEST_ARTIFACTS") ?? "/tmp/ftvm-test-artifacts"
+    package static let artifacts = variable("FTVM_TEST_ARTIFACTS") ?? "/tmp/ftvm-test-artifacts"
     /// FTVM_E2E_LAB: the lab's name, so that other labs on this machine are left alone.
-    static let labName = variable("FTVM_E2E_LAB") ?? "ftvm-e2e"
+    package static let labName = variable("FTVM_E2E_LAB") ?? "ftvm-e2e"
     /// FTVM_E2E_HOST_KILLS: hosts killed in a row.
-    static let hostKills = number("FTVM_E2E_HOST_KILLS", default: 20)
+    package static let hostKills = number("FTVM_E2E_HOST_KILLS", default: 20)
     /// FTVM_E2E_DAEMON_KILLS: times that an ftvmd is killed under load.
-    static let daemonKills = number("FTVM_E2E_DAEMON_KILLS", default: 20)
+    package static let daemonKills = number("FTVM_E2E_DAEMON_KILLS", default: 20)
     /// FTVM_E2E_FAULT_ROUNDS: times that ftvmd dies at each named fault point.
-    static let faultRounds = number("FTVM_E2E_FAULT_ROUNDS", default: 1)
+    package static let faultRounds = number("FTVM_E2E_FAULT_ROUNDS", default: 1)
     /// FTVM_E2E_LOG_LEVEL: ftvmd's.
-    static let logLevel = variable("FTVM_E2E_LOG_LEVEL") ?? "debug"
+    package static let logLevel = variable("FTVM_E2E_LOG_LEVEL") ?? "debug"
     /// FTVM_E2E_PATIENCE: multiplies how long is waited for anything, for a machine that is busy.
-    static let patience = number("FTVM_E2E_PATIENCE", default: 1)
+    package static let patience = number("FTVM_E2E_PATIENCE", default: 1)
 
     /// FTVM_TEST_SEED: of every random choice; printed, so that a run can be repeated.
-    static let seed: UInt64 = {
+    package static let seed: UInt64 = {
         let seed = variable("FTVM_TEST_SEED").flatMap(UInt64.init) ?? UInt64.random(in: 0...999_999)
         print("random choices: FTVM_TEST_SEED=\(seed)")
         return seed
     }()
 
     /// The random numbers of one test, the same for the same seed whatever other tests do.
-    static func random(_ test: String) -> SeededRandom {
+    package static func random(_ test: String) -> SeededRandom {
         SeededRandom(state: test.utf8.reduce(seed) { ($0 ^ UInt64($1)) &* 0x100_0000_01b3 })
     }
 
@@ -48,10 +47,10 @@ enum Settings {
 }
 
 /// splitmix64.
-struct SeededRandom: RandomNumberGenerator {
-    var state: UInt64
+package struct SeededRandom: RandomNumberGenerator {
+    package var state: UInt64
 
-    mutating func next() -> UInt64 {
+    package mutating func next() -> UInt64 {
         state &+= 0x9e37_79b9_7f4a_7c15
         var value = state
         value = (value ^ (value >> 30)) &* 0xbf58_476d_1ce4_e5b9
@@ -59,8 +58,3 @@ struct SeededRandom: RandomNumberGenerator {
         return value ^ (value >> 31)
     }
 }
-
-/// All end-to-end tests: real hosts with the real libvirt, QEMU and kernel, which only root can make.
-/// One at a time: they look at what is left on the machine.
-@Suite(.serialized, .enabled(if: geteuid() == 0, "a lab needs root"))
-enum EndToEnd {}

@@ -6,7 +6,7 @@ import Testing
 
 /// How many descriptors each ftvmd has, by the part that its host plays: the same part needs the same number, however
 /// often it has been played.
-struct DescriptorCensus {
+package struct DescriptorCensus {
     private struct Key: Hashable {
         let daemon: ProcessView
         let part: String
@@ -15,8 +15,10 @@ struct DescriptorCensus {
 
     private var order: [Key] = []
 
+    package init() {}
+
     /// To be taken while the pair is protected.
-    mutating func take(_ lab: TestLab, _ pair: PairView) async throws {
+    package mutating func take(_ lab: TestLab, _ pair: PairView) async throws {
         for host in lab.livingHosts {
             let daemon = try #require(try await lab.daemon(host))
             let part =
@@ -29,7 +31,7 @@ struct DescriptorCensus {
     }
 
     /// Connections of clients and the like come and go, so a few more or less mean nothing.
-    func check() {
+    package func check() {
         for key in order {
             guard let samples = counts[key], let first = samples.first, let last = samples.last
             else { continue }
@@ -58,7 +60,7 @@ struct DescriptorCensus {
 
 extension TestLab {
     /// What a protected pair takes, and no more: two QEMUs, two taps, one segment.
-    func expectNoLeak(_ pair: PairView) async throws {
+    package func expectNoLeak(_ pair: PairView) async throws {
         for host in livingHosts {
             let count = host == pair.primary || host == pair.secondary ? 1 : 0
             #expect(try await qemus(host).count == count, "QEMUs on \(host)")
@@ -70,7 +72,7 @@ extension TestLab {
     }
 
     /// The pair is given back, and nothing of it is left in the pool.
-    func disableAndExpectNothing(_ pools: [PoolView]) async throws {
+    package func disableAndExpectNothing(_ pools: [PoolView]) async throws {
         try await disable()
         let now = try await ftvm([PoolView].self, "pool", "list")
         #expect(now.map(\.steady) == pools.map(\.steady))
@@ -84,7 +86,7 @@ extension TestLab {
 
 extension PoolView {
     /// What nobody else on the machine changes: a pool of memory files has no room of its own, but the machine's.
-    var steady: [String] {
+    package var steady: [String] {
         let free = kind == .memfd ? nil : freeBytes
         return [name.text, "\(segmentCount) segments", "\(free ?? 0) bytes free"]
     }

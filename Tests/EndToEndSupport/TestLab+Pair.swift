@@ -6,10 +6,10 @@ import Testing
 
 /// The pair `demo` as any host shows it, and waiting for it.
 extension TestLab {
-    static let demo = "demo"
+    package static let demo = "demo"
 
     /// The pair; nil when there is none, or when no host can tell just now.
-    func pair(_ name: String = TestLab.demo) async throws -> PairView? {
+    package func pair(_ name: String = TestLab.demo) async throws -> PairView? {
         for host in livingHosts {
             let outcome = try await attempt(["status", name], on: host, seconds: 20)
             if outcome.status == 0 {
@@ -24,14 +24,14 @@ extension TestLab {
     }
 
     /// The pair, which must be there.
-    func present(_ name: String = TestLab.demo) async throws -> PairView {
+    package func present(_ name: String = TestLab.demo) async throws -> PairView {
         try await eventually("a host shows pair \(name)", seconds: 20) {
             try await self.pair(name)
         }
     }
 
     /// Polls until the pair is as wanted.
-    func pair(
+    package func pair(
         _ what: String, of name: String = TestLab.demo, seconds: Int = 60,
         where isWanted: (PairView) throws -> Bool
     ) async throws -> PairView {
@@ -56,7 +56,7 @@ extension TestLab {
     }
 
     /// Polls until the pair is protected and its epochs go on from there.
-    func protected(
+    package func protected(
         _ what: String = "protected", of name: String = TestLab.demo, seconds: Int = 60,
         where isWanted: (PairView) -> Bool = { _ in true }
     ) async throws -> PairView {
@@ -70,20 +70,20 @@ extension TestLab {
     }
 
     /// The pair's events after a number, oldest first.
-    func events(after number: UInt64) async throws -> [ClusterEvent] {
+    package func events(after number: UInt64) async throws -> [ClusterEvent] {
         let host = try #require(livingHosts.last)
         return try await ftvm(
             [ClusterEvent].self, "events", "--after", "\(number)", "--limit", "1000", on: host)
     }
 
-    func lastEvent() async throws -> UInt64 {
+    package func lastEvent() async throws -> UInt64 {
         let host = try #require(livingHosts.last)
         return try await ftvm([ClusterEvent].self, "events", "--limit", "1", on: host).last?.number
             ?? 0
     }
 
     /// Gives the pair back, which must work.
-    func disable(_ name: String = TestLab.demo, on host: HostName? = nil) async throws {
+    package func disable(_ name: String = TestLab.demo, on host: HostName? = nil) async throws {
         let answer = try await attempt(["disable", name], on: host)
         try #require(answer.status == 0, "\(answer.errorOutput)")
         try await eventually("pair \(name) is gone") { try await pair(name) == nil ? () : nil }
@@ -93,14 +93,17 @@ extension TestLab {
 
     /// Defines the demo guest on a host.
     @discardableResult
-    func define(_ guest: GuestDomain = GuestDomain(), on host: HostName) async throws -> String {
+    package func define(_ guest: GuestDomain = GuestDomain(), on host: HostName) async throws
+        -> String
+    {
         let template = try String(
             contentsOfFile: Settings.repository("Examples/demo.xml"), encoding: .utf8)
         return try await define(xml: try guest.xml(template: template), on: host, name: guest.name)
     }
 
     /// Defines a domain; gives what libvirt made of its XML.
-    func define(xml: String, on host: HostName, name: String = TestLab.demo) async throws -> String
+    package func define(xml: String, on host: HostName, name: String = TestLab.demo) async throws
+        -> String
     {
         let path = NSTemporaryDirectory() + "ftvm-e2e-\(UUID().uuidString).xml"
         try xml.write(toFile: path, atomically: true, encoding: .utf8)
@@ -110,7 +113,9 @@ extension TestLab {
     }
 
     /// The demo guest runs on a host and answers; it is not protected.
-    func runDemo(_ guest: GuestDomain = GuestDomain(), on host: HostName) async throws -> Guest {
+    package func runDemo(_ guest: GuestDomain = GuestDomain(), on host: HostName) async throws
+        -> Guest
+    {
         try await define(guest, on: host)
         _ = try await virsh(host, "start", guest.name)
         let running = Guest(lab: self, domain: guest)
@@ -119,7 +124,9 @@ extension TestLab {
     }
 
     /// The demo guest runs and is protected, whatever was before.
-    func protectedDemo(_ guest: GuestDomain = GuestDomain()) async throws -> (Guest, PairView) {
+    package func protectedDemo(_ guest: GuestDomain = GuestDomain()) async throws -> (
+        Guest, PairView
+    ) {
         if let pair = try await pair(), pair.state == .protected {
             return (Guest(lab: self, domain: guest), try await protected())
         }
@@ -130,7 +137,7 @@ extension TestLab {
     }
 
     /// No pair and no domain is left.
-    func removeDemo(_ name: String = TestLab.demo) async throws {
+    package func removeDemo(_ name: String = TestLab.demo) async throws {
         if try await pair(name) != nil { try await disable(name) }
         for host in hosts {
             if try await domains(host, onlyActive: true).contains(name) {
