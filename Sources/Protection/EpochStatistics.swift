@@ -16,8 +16,51 @@ package struct EpochFigures: Sendable, Hashable {
     package var faults: UInt64 = 0
     package var overflows: UInt64 = 0
     package var deviceStateBytes: Int = 0
+    /// Pages that were logged before they were written, because they had been touched again and again, since the start.
+    package var loggedAheadPages: UInt64 = 0
+    /// Why the commits so far were made; the sum is `commits`.
+    package var commitsByReason = CommitCounts()
+    /// Frames of the guest that wait for their commit, or for the network to take them.
+    package var heldFrames: UInt64 = 0
+    /// Frames of the guest that have left since the driver started.
+    package var releasedFrames: UInt64 = 0
+    /// How long the first frame of an epoch waited, from its arrival in the gate until it left: the longest wait of that
+    /// epoch. 0 when no frame has left yet.
+    package var holdMedianMicroseconds: Double = 0
+    package var holdP99Microseconds: Double = 0
 
     package init() {}
+}
+
+/// Why a commit is made.
+package enum CommitReason: String, Sendable, Hashable, CaseIterable {
+    /// The epoch has reached its greatest length.
+    case timer
+    /// Frames of the guest wait.
+    case output
+    /// The undo log, or a log of the gate, is half full.
+    case highWater
+    /// Somebody asked.
+    case request
+}
+
+/// Commits by their reason.
+package struct CommitCounts: Sendable, Hashable {
+    package var timer: UInt64 = 0
+    package var output: UInt64 = 0
+    package var highWater: UInt64 = 0
+    package var request: UInt64 = 0
+
+    package init() {}
+
+    package mutating func count(_ reason: CommitReason) {
+        switch reason {
+        case .timer: timer += 1
+        case .output: output += 1
+        case .highWater: highWater += 1
+        case .request: request += 1
+        }
+    }
 }
 
 /// What one commit did.
