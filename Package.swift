@@ -154,6 +154,15 @@ let package = Package(
             swiftSettings: strict),
         .testTarget(
             name: "LabTests", dependencies: ["Lab", "Model", "CLinux"], swiftSettings: strict),
+        .target(name: "GuestClients", path: "Tests/GuestClients", swiftSettings: strict),
+        .executableTarget(
+            name: "ftvm-test-client",
+            dependencies: [
+                "GuestClients", .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ],
+            path: "Tests/TestClient", swiftSettings: strict),
+        .testTarget(
+            name: "GuestClientsTests", dependencies: ["GuestClients"], swiftSettings: strict),
         .target(
             name: "EndToEndSupport", dependencies: ["Lab", "ControlAPI", "Model"],
             path: "Tests/EndToEndSupport", swiftSettings: strict),

@@ -14,10 +14,16 @@
 //   status    the JSON object that is also printed on the console every 5 s
 //   next      the next number of one counter for all connections: strictly increasing
 //   dirty N   sets the rate of the writers in pages per second, answers "ok N"
+//   beacon SENDER ADDRESS PORT MICROSECONDS
+//             sends UDP beacons from now on (services.c), answers "ok"
 //   poweroff  powers the guest off
 //   quit      closes the connection
+//
+// More servers, for clients that watch a failover from outside, are in services.c.
 
 #define _GNU_SOURCE
+#include "ftguest.h"
+
 #include <arpa/inet.h>
 #include <errno.h>
 #include <inttypes.h>
@@ -80,15 +86,14 @@ static uint64_t verify_pages_per_second;
 static unsigned writer_count;
 static char boot_id[64];
 
-static void die(const char *what) {
+void die(const char *what) {
     fprintf(stderr, "ftguest: %s: %s\n", what, strerror(errno));
     exit(1);
 }
 
 // ---- checked pages ------------------------------------------------------------------------------
 
-static uint64_t mix(uint64_t value) {
-    // The finaliser of splitmix64: every input bit reaches every output bit.
+uint64_t mix(uint64_t value) {
     value += 0x9e3779b97f4a7c15u;
     value = (value ^ (value >> 30)) * 0xbf58476d1ce4e5b9u;
     value = (value ^ (value >> 27)) * 0x94d049bb133111ebu;
@@ -146,13 +151,13 @@ static void check_page(uint64_t number) {
     fill_page(number, expected);
 }
 
-static void sleep_milliseconds(unsigned milliseconds) {
+void sleep_milliseconds(unsigned milliseconds) {
     struct timespec time = {milliseconds / 1000, (milliseconds % 1000) * 1000000L};
     while (nanosleep(&time, &time) != 0 && errno == EINTR) {
     }
 }
 
-static uint64_t monotonic_nanoseconds(void) {
+uint64_t monotonic_nanoseconds(void) {
     struct timespec time;
     clock_gettime(CLOCK_MONOTONIC, &time);
     return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
@@ -270,21 +275,28 @@ static void *print_status(void *argument) {
     return NULL;
 }
 
-static bool answer(int descriptor, const char *text) {
-    size_t length = strlen(text);
+bool send_all(int descriptor, const void *bytes, size_t length) {
+    const char *next = bytes;
     while (length > 0) {
-        ssize_t sent = send(descriptor, text, length, MSG_NOSIGNAL);
+        ssize_t sent = send(descriptor, next, length, MSG_NOSIGNAL);
         if (sent < 0 && errno == EINTR) continue;
         if (sent <= 0) return false;
-        text += sent;
+        next += sent;
         length -= (size_t)sent;
     }
     return true;
 }
 
+static bool answer(int descriptor, const char *text) {
+    return send_all(descriptor, text, strlen(text));
+}
+
 // Answers one command; false ends the connection.
-static bool obey(int descriptor, const char *line) {
+static bool obey(int descriptor, const char *line, void *state) {
+    (void)state;
     char text[512];
+    char address[16];
+    unsigned sender, port, period;
     uint64_t rate;
     char rest;
     if (strcmp(line, "status") == 0) {
@@ -294,6 +306,9 @@ static bool obey(int descriptor, const char *line) {
     } else if (sscanf(line, "dirty %" SCNu64 "%c", &rate, &rest) == 1 && rate <= 100000000u) {
         atomic_store(&dirty_pages_per_second, rate);
         snprintf(text, sizeof text, "ok %" PRIu64 "\n", rate);
+    } else if (sscanf(line, "beacon %u %15s %u %u%c", &sender, address, &port, &period, &rest) == 4 &&
+               set_beacon(sender, address, port, period)) {
+        snprintf(text, sizeof text, "ok\n");
     } else if (strcmp(line, "poweroff") == 0) {
         answer(descriptor, "ok\n");
         sync();
@@ -302,13 +317,12 @@ static bool obey(int descriptor, const char *line) {
     } else if (strcmp(line, "quit") == 0) {
         return false;
     } else {
-        snprintf(text, sizeof text, "error: status, next, dirty N, poweroff or quit\n");
+        snprintf(text, sizeof text, "error: status, next, dirty N, beacon S A P M, poweroff or quit\n");
     }
     return answer(descriptor, text);
 }
 
-static void *serve(void *argument) {
-    int descriptor = (int)(intptr_t)argument;
+void serve_lines(int descriptor, bool (*obey_line)(int, const char *, void *), void *state) {
     char buffer[LINE_BYTES_MAXIMUM];
     size_t held = 0;
     bool going = true;
@@ -321,7 +335,7 @@ static void *serve(void *argument) {
         while (going && (end = memchr(buffer, '\n', held)) != NULL) {
             *end = 0;
             if (end > buffer && end[-1] == '\r') end[-1] = 0;
-            going = obey(descriptor, buffer);
+            going = obey_line(descriptor, buffer, state);
             held -= (size_t)(end + 1 - buffer);
             memmove(buffer, end + 1, held);
         }
@@ -330,12 +344,25 @@ static void *serve(void *argument) {
             going = false;
         }
     }
-    close(descriptor);
+}
+
+static void serve_commands(int descriptor) { serve_lines(descriptor, obey, NULL); }
+
+struct connection {
+    int descriptor;
+    void (*serve)(int descriptor);
+};
+
+static void *serve_connection(void *argument) {
+    struct connection connection = *(struct connection *)argument;
+    free(argument);
+    connection.serve(connection.descriptor);
+    close(connection.descriptor);
     atomic_fetch_sub(&connections, 1);
     return NULL;
 }
 
-static void start_thread(void *(*body)(void *), void *argument) {
+void start_thread(void *(*body)(void *), void *argument) {
     pthread_attr_t attributes;
     pthread_attr_init(&attributes);
     pthread_attr_setstacksize(&attributes, 64 * 1024);
@@ -346,13 +373,13 @@ static void start_thread(void *(*body)(void *), void *argument) {
     pthread_attr_destroy(&attributes);
 }
 
-static void accept_connections(void) {
+void accept_connections(uint16_t port, void (*serve)(int descriptor)) {
     int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (listener < 0) die("socket");
     int one = 1;
     setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
     struct sockaddr_in address = {
-        .sin_family = AF_INET, .sin_port = htons(PORT), .sin_addr = {htonl(INADDR_ANY)}};
+        .sin_family = AF_INET, .sin_port = htons(port), .sin_addr = {htonl(INADDR_ANY)}};
     if (bind(listener, (struct sockaddr *)&address, sizeof address) != 0) die("bind");
     if (listen(listener, 16) != 0) die("listen");
     for (;;) {
@@ -362,14 +389,17 @@ static void accept_connections(void) {
             sleep_milliseconds(TICK_MILLISECONDS);
             continue;
         }
-        if (atomic_fetch_add(&connections, 1) >= CONNECTIONS_MAXIMUM) {
+        struct connection *connection = malloc(sizeof *connection);
+        if (connection == NULL || atomic_fetch_add(&connections, 1) >= CONNECTIONS_MAXIMUM) {
             answer(descriptor, "error: too many connections\n");
             close(descriptor);
-            atomic_fetch_sub(&connections, 1);
+            if (connection != NULL) atomic_fetch_sub(&connections, 1);
+            free(connection);
             continue;
         }
         setsockopt(descriptor, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-        start_thread(serve, (void *)(intptr_t)descriptor);
+        *connection = (struct connection){descriptor, serve};
+        start_thread(serve_connection, connection);
     }
 }
 
@@ -425,5 +455,6 @@ int main(void) {
     for (uint64_t index = 0; index < writer_count; index++)
         start_thread(write_pages, (void *)(uintptr_t)index);
     start_thread(print_status, NULL);
-    accept_connections();
+    start_services(boot_id);
+    accept_connections(PORT, serve_commands);
 }

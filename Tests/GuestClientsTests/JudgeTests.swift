@@ -1,0 +1,2 @@
+import GuestClients
+import Testing
