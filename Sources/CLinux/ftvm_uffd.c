@@ -98,10 +98,17 @@ int ftvm_poll2(int first, int second, int timeout_ms) {
     return (set[0].revents ? 1 : 0) | (set[1].revents ? 2 : 0);
 }
 
+int ftvm_poll_set(struct pollfd *set, int count, uint64_t timeout_ns) {
+    struct timespec time = {(time_t)(timeout_ns / 1000000000), (long)(timeout_ns % 1000000000)};
+    int ready = ppoll(set, (nfds_t)count, &time, NULL);
+    if (ready < 0) {
+        for (int i = 0; i < count; i++) set[i].revents = 0;
+        return errno == EINTR ? 0 : -errno;
+    }
+    return ready;
+}
+
 int ftvm_poll_ns(int descriptor, uint64_t timeout_ns) {
     struct pollfd set = {.fd = descriptor, .events = POLLIN};
-    struct timespec time = {(time_t)(timeout_ns / 1000000000), (long)(timeout_ns % 1000000000)};
-    int count = ppoll(&set, 1, &time, NULL);
-    if (count < 0) return errno == EINTR ? 0 : -errno;
-    return count;
+    return ftvm_poll_set(&set, 1, timeout_ns);
 }

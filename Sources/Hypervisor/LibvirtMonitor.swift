@@ -33,12 +33,21 @@ package final class LibvirtMonitor: Monitor {
     package func execute(
         _ command: String, arguments: String?, descriptor: Int32?, timeoutMilliseconds: Int
     ) throws -> MonitorReply {
+        try run(
+            command, arguments: arguments, descriptor: descriptor,
+            timeoutMilliseconds: timeoutMilliseconds, attending: nil)
+    }
+
+    private func run(
+        _ command: String, arguments: String? = nil, descriptor: Int32? = nil,
+        timeoutMilliseconds: Int, attending: (any MonitorAttendant)?
+    ) throws -> MonitorReply {
         var line = "{\"execute\":\(JSONText.quote(command))"
         if let arguments { line += ",\"arguments\":\(arguments)" }
         line += "}"
         // The call may outlive this function when it is abandoned: it gets a descriptor of its own.
         let passed = try descriptor.map { try OwnedDescriptor(duplicating: $0) }
-        let text = try call(timeoutMilliseconds, command) { [domain, label, line] in
+        let text = try call(timeoutMilliseconds, command, attending) { [domain, label, line] in
             try Self.command(line, command, domain, label, passed)
         }
         return try Self.reply(text, to: command, label)
@@ -57,6 +66,31 @@ package final class LibvirtMonitor: Monitor {
             "xen-save-devices-state",
             arguments: "{\"filename\":\(JSONText.quote(path)),\"live\":false}",
             timeoutMilliseconds: timeoutMilliseconds)
+    }
+
+    package func isRunning(attending: (any MonitorAttendant)?) throws -> Bool {
+        try run(
+            "query-status", timeoutMilliseconds: MonitorTimeout.defaultMilliseconds,
+            attending: attending
+        ).decode(QEMURunState.self).running
+    }
+
+    /// One after the other: libvirt passes one command at a time.
+    package func stopAndSave(
+        path: String, timeoutMilliseconds: Int, attending: (any MonitorAttendant)?,
+        whileSaving: (_ isSaved: () -> Bool) throws -> Void
+    ) throws -> Bool {
+        _ = try run("stop", timeoutMilliseconds: timeoutMilliseconds, attending: attending)
+        try whileSaving({ false })
+        try saveDeviceState(path: path, timeoutMilliseconds: timeoutMilliseconds)
+        return true
+    }
+
+    package func cont(
+        timeoutMilliseconds: Int, attending: (any MonitorAttendant)?, meanwhile: () -> Void
+    ) throws {
+        defer { meanwhile() }
+        _ = try run("cont", timeoutMilliseconds: timeoutMilliseconds, attending: attending)
     }
 
     package func interrupt() {
@@ -110,7 +144,7 @@ package final class LibvirtMonitor: Monitor {
 
     /// Runs `body` on the queue and waits for it no longer than allowed.
     private func call(
-        _ timeoutMilliseconds: Int, _ command: String,
+        _ timeoutMilliseconds: Int, _ command: String, _ attendant: (any MonitorAttendant)?,
         _ body: @escaping @Sendable () throws -> String
     ) throws -> String {
         let outcome = Outcome()
@@ -130,7 +164,8 @@ package final class LibvirtMonitor: Monitor {
             state.withLock { $0.pending[key] = nil }
             outcome.done.signal()
         }
-        let isDone = outcome.done.wait(timeout: .now() + .milliseconds(timeoutMilliseconds))
+        let isDone = outcome.done.wait(
+            MonotonicDeadline(millisecondsFromNow: timeoutMilliseconds), attending: attendant)
         if let result = outcome.result.withLock({ $0 }) { return try result.get() }
         guard isDone == .timedOut else { throw interrupted }
         throw FtvmError(

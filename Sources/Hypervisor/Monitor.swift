@@ -34,6 +34,16 @@ package struct MonitorEvent: Hashable, Sendable {
     }
 }
 
+/// What the caller of a monitor has to do while it waits for QEMU. QEMU's main thread serves the monitor, and may itself
+/// be waiting until somebody reads what it sends elsewhere: whoever should read that and waits for the monitor instead
+/// waits for ever.
+package protocol MonitorAttendant: AnyObject {
+    /// Readable when there is something to do.
+    var descriptors: [Int32] { get }
+    /// Called on the waiting thread; must not block.
+    func attend()
+}
+
 /// A way to talk to one QEMU's monitor. Calls block the caller's thread, at most for the time
 /// given; one call is under way at a time, a second one waits for its turn within its own time.
 ///
@@ -62,6 +72,23 @@ package protocol Monitor: AnyObject, Sendable {
     /// Saves CPU and device state without RAM to a path as QEMU sees it, such as `/dev/fdset/1`
     /// (QMP `xen-save-devices-state` with `live: false`; the guest must be stopped).
     func saveDeviceState(path: String, timeoutMilliseconds: Int) throws
+
+    /// Whether the guest runs. When it does not, `hasChangedSinceStop` counts from here.
+    func isRunning(attending: (any MonitorAttendant)?) throws -> Bool
+    /// `stop` and `saveDeviceState`, each with the whole time. Where the way to QEMU allows it QEMU has both commands at
+    /// once, and saves while `whileSaving` runs, which is called when the guest stands still; it can ask whether
+    /// QEMU has finished.
+    /// - Returns: whether the guest ran; if not, `whileSaving` was not called and what was saved is of no use. Where that
+    ///   cannot be told it is what `isRunning` has said before.
+    /// - Throws: also when `whileSaving` does; QEMU has finished then all the same.
+    func stopAndSave(
+        path: String, timeoutMilliseconds: Int, attending: (any MonitorAttendant)?,
+        whileSaving: (_ isSaved: () -> Bool) throws -> Void
+    ) throws -> Bool
+    /// `cont`; `meanwhile` is called in any case, where possible while QEMU is at it.
+    func cont(
+        timeoutMilliseconds: Int, attending: (any MonitorAttendant)?, meanwhile: () -> Void
+    ) throws
 
     /// Makes the call that is under way, and every later one, fail with `.unavailable`. May be
     /// called from any thread.
@@ -128,6 +155,27 @@ extension Monitor {
     /// Looks at its state, which tells the same but for a guest that was stopped again. One that was
     /// reset is in `prelaunch`.
     package func hasChangedSinceStop() throws -> Bool { try status().status != "paused" }
+
+    package func isRunning(attending: (any MonitorAttendant)? = nil) throws -> Bool {
+        try status().running
+    }
+
+    package func stopAndSave(
+        path: String, timeoutMilliseconds: Int, attending: (any MonitorAttendant)?,
+        whileSaving: (_ isSaved: () -> Bool) throws -> Void
+    ) throws -> Bool {
+        try stop(timeoutMilliseconds: timeoutMilliseconds)
+        try whileSaving({ false })
+        try saveDeviceState(path: path, timeoutMilliseconds: timeoutMilliseconds)
+        return true
+    }
+
+    package func cont(
+        timeoutMilliseconds: Int, attending: (any MonitorAttendant)?, meanwhile: () -> Void
+    ) throws {
+        defer { meanwhile() }
+        try cont(timeoutMilliseconds: timeoutMilliseconds)
+    }
 
     package func status() throws -> QEMURunState {
         try execute("query-status").decode(QEMURunState.self)

@@ -6,7 +6,7 @@ import Synchronization
 
 /// A QMP connection of our own, over a Unix socket that QEMU listens on: for the epochs, and for
 /// all that wants to know at once when QEMU is gone. Blocking, on the caller's thread, with a
-/// deadline on every call; the three commands of an epoch allocate nothing.
+/// deadline on every call; the commands of an epoch (`QMPConnection+Epoch.swift`) allocate nothing.
 ///
 /// QEMU serves one client of such a socket at a time. A second one connects, and then waits for the
 /// greeting until its time is up.
@@ -30,11 +30,11 @@ package final class QMPConnection: Monitor, @unchecked Sendable {
     private let isInterrupted = Atomic<Bool>(false)
 
     // Everything below belongs to whoever has the turn.
-    private var input: QMPInput
+    var input: QMPInput
     private var output: [UInt8] = []
     private var events: EventRing
-    /// A RESUME or a RESET came after the last answer to `stop`.
-    private var hasChanged = false
+    /// What the events so far say about the guest.
+    var course = GuestCourse()
     /// Commands whose callers gave up: QEMU answers in order, so as many answers are skipped.
     private var lateReplies = 0
     /// Why the connection is of no use any more.
@@ -89,50 +89,16 @@ package final class QMPConnection: Monitor, @unchecked Sendable {
     ) throws -> MonitorReply {
         let deadline = MonotonicDeadline(millisecondsFromNow: timeoutMilliseconds)
         return try withTurn(deadline) {
-            output.removeAll(keepingCapacity: true)
-            append("{\"execute\":")
-            JSONText.appendQuoted(command, to: &output)
+            begin("{\"execute\":")
+            append(quoting: command)
             if let arguments {
                 append(",\"arguments\":")
                 output.append(contentsOf: arguments.utf8.lazy.map { $0 == 0x0A ? 0x20 : $0 })
             }
             append("}\n")
-            let value = try exchange(command, passed: passed, deadline)
+            try sendOutput(passed: passed, deadline)
+            let value = try reply(to: command, deadline)
             return MonitorReply(json: input.text(value))
-        }
-    }
-
-    package func stop(timeoutMilliseconds: Int) throws {
-        try short("stop", "{\"execute\":\"stop\"}\n", timeoutMilliseconds) {
-            // Answers and events come in the order in which things happened.
-            hasChanged = false
-        }
-    }
-
-    /// Costs one look into the socket: QEMU reports RESUME before the first CPU runs
-    /// (`vm_prepare_start` in softmmu/cpus.c).
-    package func hasChangedSinceStop() throws -> Bool {
-        turn.wait()
-        defer { turn.signal() }
-        if let failure { throw failure }
-        do {
-            try readEvents(MonotonicDeadline(millisecondsFromNow: 0))
-        } catch let error as FtvmError where error.code == .timedOut {}
-        return hasChanged
-    }
-
-    package func cont(timeoutMilliseconds: Int) throws {
-        try short("cont", "{\"execute\":\"cont\"}\n", timeoutMilliseconds)
-    }
-
-    package func saveDeviceState(path: String, timeoutMilliseconds: Int) throws {
-        let deadline = MonotonicDeadline(millisecondsFromNow: timeoutMilliseconds)
-        try withTurn(deadline) {
-            output.removeAll(keepingCapacity: true)
-            append("{\"execute\":\"xen-save-devices-state\",\"arguments\":{\"filename\":")
-            JSONText.appendQuoted(path, to: &output)
-            append(",\"live\":false}}\n")
-            _ = try exchange("xen-save-devices-state", passed: nil, deadline)
         }
     }
 
@@ -163,46 +129,48 @@ package final class QMPConnection: Monitor, @unchecked Sendable {
 
     // MARK: Exchange; only with the turn
 
-    private func withTurn<Result>(
-        _ deadline: MonotonicDeadline, _ body: () throws -> Result
+    func withTurn<Result>(
+        _ deadline: MonotonicDeadline, attending: (any MonitorAttendant)? = nil,
+        _ body: () throws -> Result
     ) throws -> Result {
-        let wait = DispatchTimeInterval.microseconds(Int(deadline.remainingMicroseconds))
-        guard turn.wait(timeout: .now() + wait) == .success else {
+        guard turn.wait(deadline, attending: attending) == .success else {
             throw FtvmError(
                 .timedOut, "monitor of \(label) is busy", cause: "another call is under way on it")
         }
         defer { turn.signal() }
         if let failure { throw failure }
+        guard let attending else { return try body() }
+        input.setAttendant(attending)
+        defer { input.setAttendant(nil) }
         return try body()
     }
 
-    private func short(
-        _ name: StaticString, _ line: StaticString, _ timeoutMilliseconds: Int,
-        then: () -> Void = {}
-    ) throws {
-        let deadline = MonotonicDeadline(millisecondsFromNow: timeoutMilliseconds)
-        try withTurn(deadline) {
-            output.removeAll(keepingCapacity: true)
-            append(line)
-            _ = try exchange(name.description, passed: nil, deadline)
-            then()
-        }
+    /// Begins what `sendOutput` is to send.
+    func begin(_ text: StaticString) {
+        output.removeAll(keepingCapacity: true)
+        append(text)
     }
 
-    private func append(_ text: StaticString) {
+    func append(_ text: StaticString) {
         output.append(
             contentsOf: UnsafeBufferPointer(start: text.utf8Start, count: text.utf8CodeUnitCount))
     }
 
-    /// Sends what is in `output` and waits for its answer; where its value stands in the input.
-    private func exchange(
-        _ command: @autoclosure () -> String, passed: Int32?, _ deadline: MonotonicDeadline
-    ) throws -> Range<Int> {
+    func append(quoting text: String) { JSONText.appendQuoted(text, to: &output) }
+
+    func sendOutput(passed: Int32? = nil, _ deadline: MonotonicDeadline) throws {
         do {
             try send(passed: passed, deadline)
         } catch {
             throw remember(error)
         }
+    }
+
+    /// Waits for the answer to the oldest command that has none yet; where its value stands in the input.
+    /// - Parameter owed: answers that QEMU owes, this one included; all are given up when the time is up.
+    func reply(
+        to command: @autoclosure () -> String, owed: Int = 1, _ deadline: MonotonicDeadline
+    ) throws -> Range<Int> {
         do {
             while true {
                 let line = try input.nextLine(deadline)
@@ -221,7 +189,7 @@ package final class QMPConnection: Monitor, @unchecked Sendable {
                 }
             }
         } catch let error as FtvmError where error.code == .timedOut {
-            lateReplies += 1
+            lateReplies += owed
             if lateReplies > limits.lateReplies {
                 throw remember(
                     FtvmError(
@@ -241,10 +209,15 @@ package final class QMPConnection: Monitor, @unchecked Sendable {
     private func note(event line: QMPInput.Line) {
         events.append(input.bytes(line))
         // The value is the event's name in quotes.
-        let name = input.bytes(input.absolute(line.value, of: line))
-        if name.elementsEqual("\"RESUME\"".utf8) || name.elementsEqual("\"RESET\"".utf8) {
-            hasChanged = true
-        }
+        course.note(quotedEvent: input.bytes(input.absolute(line.value, of: line)))
+    }
+
+    /// Notes the events that are there, without waiting for more.
+    func lookForEvents() throws {
+        guard input.isReadable() else { return }
+        do {
+            try readEvents(MonotonicDeadline(millisecondsFromNow: 0))
+        } catch let error as FtvmError where error.code == .timedOut {}
     }
 
     private func readEvents(_ deadline: MonotonicDeadline) throws {
@@ -297,6 +270,9 @@ package final class QMPConnection: Monitor, @unchecked Sendable {
             }
         }
     }
+
+    /// No error so far that no later call can recover from.
+    var isUsable: Bool { failure == nil }
 
     /// Keeps an error that no later call can recover from.
     private func remember(_ error: any Error) -> FtvmError {

@@ -22,15 +22,45 @@ struct QMPInput {
     private var start = 0
     private var scanned = 0
     private var end = 0
+    /// Polled together; the socket is the first.
+    private let watched: UnsafeMutablePointer<pollfd>
+    private var watchedCount = 1
+    private var attendant: (any MonitorAttendant)?
+
+    /// Attendants have at most so many descriptors.
+    static let attendantLimit = 63
 
     init(descriptor: Int32, label: String, lineBytes: Int) {
         self.descriptor = descriptor
         self.label = label
         self.lineBytes = lineBytes
         self.buffer = .allocate(byteCount: Self.initialBytes, alignment: 64)
+        watched = .allocate(capacity: 1 + Self.attendantLimit)
+        watched.initialize(
+            repeating: pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0),
+            count: 1 + Self.attendantLimit)
     }
 
-    func release() { buffer.deallocate() }
+    func release() {
+        buffer.deallocate()
+        watched.deallocate()
+    }
+
+    /// Who has something to do while lines are waited for; nil: nobody.
+    mutating func setAttendant(_ attendant: (any MonitorAttendant)?) {
+        self.attendant = attendant
+        watchedCount = 1
+        for descriptor in attendant?.descriptors ?? [] {
+            precondition(watchedCount <= Self.attendantLimit, "an attendant has few descriptors")
+            watched[watchedCount].fd = descriptor
+            watchedCount += 1
+        }
+    }
+
+    /// Whether a line, or the end, can be read without waiting.
+    func isReadable() -> Bool {
+        scanned < end || ftvm_socket_wait(descriptor, false, 0) != 0
+    }
 
     /// The next line that is not empty.
     /// - Throws: `.timedOut`; `.unavailable` at the end of the stream; `.resourceExhausted` for a
@@ -127,9 +157,12 @@ struct QMPInput {
             }
             let left = deadline.remainingMicroseconds
             guard left > 0 else { throw FtvmError(.timedOut, "no answer in time") }
-            let ready = ftvm_socket_wait(descriptor, false, left)
-            guard ready >= 0 || ready == -EINTR else {
-                throw gone(cause: String(cString: strerror(-ready)))
+            let ready = ftvm_poll_set(watched, Int32(watchedCount), UInt64(left) * 1_000)
+            guard ready >= 0 else { throw gone(cause: String(cString: strerror(-ready))) }
+            if let attendant, (1..<watchedCount).contains(where: { watched[$0].revents != 0 }) {
+                attendant.attend()
+                // It may have given up one that has nothing more to say.
+                setAttendant(attendant)
             }
         }
     }

@@ -41,23 +41,54 @@ extension Segment {
         precondition(epoch.number > present & Epoch.maximum, "the epoch is committed already")
         let head = ftvm_atomic_load_u64(undoHeadWord)
         guard head - currentUndoStart + UInt64(count) <= undoCapacity else { return .full }
-        let entryPosition = writerGeneration << 40 | epoch.number
         for index in 0..<UInt64(count) {
-            let sequence = head + index
-            let page = firstPage + index
-            let slot = Int(sequence % undoCapacity)
-            let crc = ftvm_crc32c_copy(
-                undoImages + slot * pageSizeBytes, ram + Int(page) * pageSizeBytes, pageSizeBytes)
-            FaultPoint.reached("segment.undo.image-copied")
-            UndoEntry.write(
-                to: undoIndex + slot * SegmentFormat.undoEntryBytes, sequence: sequence,
-                page: page, positionWord: entryPosition, imageCRC32C: crc)
-            FaultPoint.reached("segment.undo.entry-written")
+            writeEntry(sequence: head + index, page: firstPage + index, epoch)
         }
+        return publishUndo(head, count: UInt64(count))
+    }
+
+    /// Writes an entry behind the published ones, and behind `offset` others that were prepared like this. It counts
+    /// only once `publishPreparedUndo` was called, and is lost when something is appended before that.
+    /// - Parameter epoch: the one that is to be running when the entry is published.
+    /// - Returns: `.appended`, for: it is there.
+    package func prepareUndo(page: UInt64, offset: UInt64, epoch: Epoch) -> UndoAppend {
+        requireWriteAccess()
+        precondition(page < pageCount, "a page outside of guest RAM")
+        let present = ftvm_atomic_load_u64(positionWord)
+        guard present >> 40 == writerGeneration else { return .fenced }
+        precondition(epoch.number > present & Epoch.maximum, "the epoch is committed already")
+        let sequence = ftvm_atomic_load_u64(undoHeadWord) + offset
+        guard sequence - currentUndoStart < undoCapacity else { return .full }
+        writeEntry(sequence: sequence, page: page, epoch)
+        return .appended
+    }
+
+    /// Makes the first `count` prepared entries count. Nothing may have been appended since the first was prepared.
+    package func publishPreparedUndo(count: UInt64) -> UndoAppend {
+        requireWriteAccess()
+        guard ftvm_atomic_load_u64(positionWord) >> 40 == writerGeneration else { return .fenced }
+        let head = ftvm_atomic_load_u64(undoHeadWord)
+        precondition(head + count - currentUndoStart <= undoCapacity, "entries that fit")
+        return publishUndo(head, count: count)
+    }
+
+    @inline(__always)
+    private func writeEntry(sequence: UInt64, page: UInt64, _ epoch: Epoch) {
+        let slot = Int(sequence % undoCapacity)
+        let crc = ftvm_crc32c_copy(
+            undoImages + slot * pageSizeBytes, ram + Int(page) * pageSizeBytes, pageSizeBytes)
+        FaultPoint.reached("segment.undo.image-copied")
+        UndoEntry.write(
+            to: undoIndex + slot * SegmentFormat.undoEntryBytes, sequence: sequence,
+            page: page, positionWord: writerGeneration << 40 | epoch.number, imageCRC32C: crc)
+        FaultPoint.reached("segment.undo.entry-written")
+    }
+
+    private func publishUndo(_ head: UInt64, count: UInt64) -> UndoAppend {
         // A store would do for the only writer. The exchange notices a second one, which has no
         // business here.
         guard
-            ftvm_atomic_compare_exchange_u64(undoHeadWord, head, head + UInt64(count))
+            ftvm_atomic_compare_exchange_u64(undoHeadWord, head, head + count)
         else { return .fenced }
         FaultPoint.reached("segment.undo.head-published")
         return .appended

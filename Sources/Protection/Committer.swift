@@ -1,4 +1,5 @@
 import CLinux
+import Glibc
 import Hypervisor
 import MemoryPool
 import Model
@@ -8,10 +9,16 @@ import Model
 /// Whoever calls has the pair to itself: one thread, no other commit at the same time. If this process dies
 /// between any two steps, the segment still holds the last published commit and all pre-images since, and its
 /// flag `pausedByCommit` says that the guest stands still because of us, so that a successor resumes it.
+///
+/// A guest that a user has paused must not be resumed, by nobody but him. So the flag is set only when QEMU has
+/// said that the guest runs, and a guest that stands still already is never stopped by us: it is committed as it stands.
+/// (Between that word of QEMU and our `stop`, some 0.1 ms, a user's own pause is not told from ours.)
 package final class Committer: @unchecked Sendable {
     package enum Ending {
         case resume
-        /// The guest stays stopped: the last commit before a hand-over.
+        /// The guest stays stopped until `resume` is called.
+        case standStill
+        /// The guest does not run here again: the last commit before a hand-over.
         case stayStopped
     }
 
@@ -19,59 +26,134 @@ package final class Committer: @unchecked Sendable {
     package let segment: Segment
     package let tracker: PageTracker
     package let generation: Generation
+    let output: HeldOutput?
     private let channel: DeviceStateChannel
 
     /// Longer than this for `stop` means that QEMU hangs; the guest's own disk writes are waited for in it.
     static let stopTimeoutMilliseconds = 5_000
     static let commandTimeoutMilliseconds = 5_000
+    /// The network's time to take the last frames before a hand-over.
+    private static let lastReleaseNanoseconds: UInt64 = 5_000_000
 
     init(
         monitor: any Monitor, segment: Segment, tracker: PageTracker, generation: Generation,
-        channel: DeviceStateChannel
+        channel: DeviceStateChannel, gate: (any PacketGate)? = nil
     ) {
         self.monitor = monitor
         self.segment = segment
         self.tracker = tracker
         self.generation = generation
         self.channel = channel
+        output = gate.map { HeldOutput($0) }
     }
 
-    /// Commits the running epoch.
+    /// Commits the running epoch; a guest that stands still already stays so.
     /// - Throws: `.conflict` when this generation has been fenced (the guest is left stopped, and must be ended);
     ///   `.unavailable` when QEMU is gone, `.timedOut` when it hangs; anything else: the guest runs on and the
     ///   epoch stays open.
+    @discardableResult
     package func commit(_ ending: Ending = .resume) throws -> CommitReport {
+        try commitRunning(ending) ?? commitStandingStill()
+    }
+
+    /// Commits the epoch of a guest that runs.
+    /// - Returns: nil when it does not run; nothing was changed then.
+    /// - Throws: as `commit` does.
+    func commitRunning(_ ending: Ending) throws -> CommitReport? {
         FaultPoint.reached("commit.begin")
-        let began = MonotonicClock.nowNanoseconds()
+        var steps = CommitSteps()
+        guard try monitor.isRunning(attending: output) else { return nil }
         segment.insertFlags(.pausedByCommit)
         FaultPoint.reached("commit.flagged")
-        try monitor.stop(timeoutMilliseconds: Self.stopTimeoutMilliseconds)
-        FaultPoint.reached("commit.stopped")
-        return try commitStopped(began: began, ending)
+        let epoch = segment.position.epoch.next
+        do {
+            var closed = ClosedEpoch()
+            let hasStopped = try monitor.stopAndSave(
+                path: channel.pathInQEMU, timeoutMilliseconds: Self.stopTimeoutMilliseconds,
+                attending: output
+            ) { isSaved in
+                FaultPoint.reached("commit.stopped")
+                steps.stopped()
+                closed = try closeEpoch()
+                if ending != .stayStopped { prepareAhead(until: isSaved) }
+                steps.prepared()
+            }
+            guard hasStopped else {
+                segment.removeFlags(.pausedByCommit)
+                return nil
+            }
+            steps.saved()
+            return try finish(epoch, closed, ending, &steps)
+        } catch {
+            tracker.withLock { tracker.stopLoggingAheadLocked() }
+            if ending == .resume, Self.canGoOn(after: error) { try? resume() }
+            throw error
+        }
     }
 
     /// Commits a guest that stands still already, because of us.
     func commitStopped(began: UInt64, _ ending: Ending) throws -> CommitReport {
-        let epoch = segment.position.epoch.next
-        let stateBytes: Int
-        let dirtyPages: UInt64
         do {
-            (stateBytes, dirtyPages) = try saveAndPublish(epoch)
+            return try saveAndFinish(ending)
         } catch {
-            if (error as? FtvmError)?.code != .conflict, ending == .resume { try? resume() }
+            if ending == .resume, Self.canGoOn(after: error) { try? resume() }
             throw error
         }
-        FaultPoint.reached("commit.published")
-        if ending == .resume { try resume() }
-        FaultPoint.reached("commit.end")
-        return CommitReport(
-            epoch: epoch, dirtyPages: dirtyPages,
-            pauseNanoseconds: MonotonicClock.nowNanoseconds() - began, stateBytes: stateBytes)
     }
 
-    private func saveAndPublish(_ epoch: Epoch) throws -> (stateBytes: Int, dirtyPages: UInt64) {
+    /// Commits a guest that stands still because a user wants it to, and leaves it so.
+    /// - Throws: `.failedPrecondition` when it was resumed meanwhile: then its epoch goes on.
+    func commitStandingStill() throws -> CommitReport { try saveAndFinish(.standStill) }
+
+    private static func canGoOn(after error: any Error) -> Bool {
+        switch (error as? FtvmError)?.code {
+        case .conflict, .unavailable, .timedOut: false
+        default: true
+        }
+    }
+
+    private func saveAndFinish(_ ending: Ending) throws -> CommitReport {
+        var steps = CommitSteps()
+        steps.stopped()
+        let closed = try closeEpoch()
+        steps.prepared()
         try monitor.saveDeviceState(
             path: channel.pathInQEMU, timeoutMilliseconds: Self.commandTimeoutMilliseconds)
+        steps.saved()
+        return try finish(segment.position.epoch.next, closed, ending, &steps)
+    }
+
+    // MARK: - Steps
+
+    private struct ClosedEpoch {
+        var dirtyPages: UInt64 = 0
+        var logs = LogPositions()
+    }
+
+    /// The guest stands still; QEMU may be saving its state.
+    ///
+    /// Why pages may be protected before the state has been saved: from here to the change of epochs in `finish`
+    /// a page changes only through a fault, and a fault is logged in this epoch and makes the page one of those
+    /// that are protected once more. So what is published as this epoch's memory is the memory at the change of epochs,
+    /// just as if everything had been protected then. That this is the memory which belongs to the saved state is
+    /// seen to by `requireStillStopped`.
+    private func closeEpoch() throws -> ClosedEpoch {
+        // All that the guest has sent is in the sockets by now, and what is in them is of this epoch.
+        try output?.collect()
+        let dirtyPages = try tracker.withLock { try tracker.closeEpochLocked() }
+        FaultPoint.reached("commit.protected")
+        return ClosedEpoch(dirtyPages: dirtyPages, logs: output?.positions ?? LogPositions())
+    }
+
+    /// Uses the time that QEMU takes, and no more than that.
+    private func prepareAhead(until isSaved: () -> Bool) {
+        while !isSaved(), tracker.withLock({ tracker.prepareAheadLocked() }) {}
+    }
+
+    /// From the saved state to the end of the commit.
+    private func finish(
+        _ epoch: Epoch, _ closed: ClosedEpoch, _ ending: Ending, _ steps: inout CommitSteps
+    ) throws -> CommitReport {
         FaultPoint.reached("commit.saved")
         // Before a slot is touched: under a later generation it may be the slot of the current commit.
         guard segment.position.generation == generation else {
@@ -82,25 +164,38 @@ package final class Committer: @unchecked Sendable {
         }
         let stateBytes = try channel.copy(into: segment.stateSlot(for: epoch))
         FaultPoint.reached("commit.copied")
-        let (dirtyPages, undoStart) = try tracker.withLock {
-            let dirtyPages = try tracker.protectTouchedLocked()
-            FaultPoint.reached("commit.protected")
-            // What is logged from here on belongs to the next epoch.
-            tracker.beginEpochLocked(epoch.next)
-            return (dirtyPages, segment.undoHead)
-        }
+        // What is logged from here on belongs to the next epoch.
+        let opened = try tracker.withLock { try tracker.openEpochLocked(epoch.next) }
+        FaultPoint.reached("commit.opened")
         try requireStillStopped(epoch)
         try tracker.withLock {
             _ = try segment.publish(
                 epoch: epoch, generation: generation, stateLength: stateBytes,
-                undoStart: undoStart)
+                undoStart: opened.undoStart, logs: closed.logs)
         }
-        return (stateBytes, dirtyPages)
+        let frames = output?.epochFrames ?? 0
+        let bytes = output?.epochBytes ?? 0
+        output?.published(closed.logs)
+        FaultPoint.reached("commit.published")
+        steps.published()
+        switch ending {
+        case .resume: try resume()
+        case .standStill: try releaseCommitted()
+        case .stayStopped: try releaseLast()
+        }
+        FaultPoint.reached("commit.end")
+        steps.ended()
+        return CommitReport(
+            epoch: epoch, dirtyPages: closed.dirtyPages + opened.touchedPages,
+            stateBytes: stateBytes, frames: frames, frameBytes: bytes, steps: steps)
     }
 
-    /// Memory that the guest wrote between saving its state and protecting its pages would be ahead of that state. While
-    /// we have it stopped libvirt shows it paused, so anybody may have resumed it. (From now on that does no harm: its
-    /// writes fault, and are logged for the next epoch.) Without the tracker's lock: its main thread may be in a fault.
+    /// Memory that the guest wrote after its state was saved and before the change of epochs would be ahead of that state,
+    /// and what it wrote after `stop` and before the save would be missing from it or not, as it happens. While we
+    /// have it stopped libvirt shows it paused, so anybody may have resumed it. QEMU reports that before the first CPU runs;
+    /// so if nothing has been reported now, after the change of epochs, the guest has not written in all that time.
+    /// (From now on a resumption does no harm: its writes fault, and are logged for the next epoch.) Without the tracker's
+    /// lock: QEMU's main thread may be in a fault.
     private func requireStillStopped(_ epoch: Epoch) throws {
         guard try monitor.hasChangedSinceStop() else { return }
         // The epoch goes on. Its older entries stay in the log, and count first in a rollback.
@@ -111,10 +206,42 @@ package final class Committer: @unchecked Sendable {
             advice: "nothing is lost; do not resume a guest that a commit has paused")
     }
 
-    /// Lets the guest run, and takes the mark away that it stands still because of us.
+    /// Lets the guest run, and takes the mark away that it stands still because of us. Frames leave meanwhile.
     package func resume() throws {
-        try monitor.cont(timeoutMilliseconds: Self.commandTimeoutMilliseconds)
+        var failure: (any Error)?
+        try monitor.cont(
+            timeoutMilliseconds: Self.commandTimeoutMilliseconds, attending: output
+        ) {
+            do { try releaseCommitted() } catch { failure = error }
+        }
         FaultPoint.reached("commit.resumed")
         segment.removeFlags(.pausedByCommit)
+        tracker.startLoggingAhead()
+        if let failure { throw failure }
+    }
+
+    // MARK: - Frames
+
+    /// Sends what is committed, unless this generation is no longer the segment's.
+    /// - Throws: `.conflict` when it is not, and whatever the gate throws.
+    func releaseCommitted() throws {
+        guard let output, output.isReleasing else { return }
+        guard segment.position.generation == generation else {
+            throw FtvmError(
+                .conflict, "generation \(generation) has been fenced",
+                cause: "the segment is at \(segment.position)",
+                advice: "this primary must end and release nothing")
+        }
+        try output.release()
+    }
+
+    /// The guest's last frames here; what the network does not take in time the next primary sends.
+    private func releaseLast() throws {
+        let end = MonotonicClock.nowNanoseconds() + Self.lastReleaseNanoseconds
+        try releaseCommitted()
+        while output?.isReleasing ?? false, MonotonicClock.nowNanoseconds() < end {
+            usleep(200)
+            try releaseCommitted()
+        }
     }
 }

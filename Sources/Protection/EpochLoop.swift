@@ -4,39 +4,8 @@ import Hypervisor
 import MemoryPool
 import Model
 
-/// Asks a primary's epoch loop for a commit before its time; any thread may.
-package final class CommitRequest: Sendable {
-    private let descriptor: Int32
-
-    init() throws {
-        descriptor = ftvm_eventfd()
-        guard descriptor >= 0 else {
-            throw FtvmError(
-                .resourceExhausted, "cannot make an eventfd for the epoch loop",
-                cause: String(cString: strerror(-descriptor)))
-        }
-    }
-
-    deinit { close(descriptor) }
-
-    /// Never blocks.
-    package func signal() {
-        var one: UInt64 = 1
-        _ = write(descriptor, &one, 8)
-    }
-
-    /// Waits for a request or for the monotonic time, whichever is first, and takes the request.
-    func wait(untilNanoseconds due: UInt64) {
-        let now = MonotonicClock.nowNanoseconds()
-        let left = due > now ? due - now : 0
-        if ftvm_poll_ns(descriptor, left) > 0 {
-            var count: UInt64 = 0
-            _ = read(descriptor, &count, 8)
-        }
-    }
-}
-
-/// The thread that commits a primary's epochs, until it is told to end or something ends it.
+/// The thread that commits a primary's epochs, until it is told to end or something ends it. It also empties the gate and
+/// releases frames, so that no other thread has to be woken for them.
 package final class EpochLoop: @unchecked Sendable {
     /// Why the loop has ended.
     package enum End: Sendable {
@@ -62,6 +31,8 @@ package final class EpochLoop: @unchecked Sendable {
     private var stopping = false
     private var history = CommitHistory()
     private var failure: FtvmError?
+    private var heldFrames: UInt64 = 0
+    private var releasedFrames: UInt64 = 0
 
     /// - Parameter onEnd: called once, on the loop's thread, as its last act.
     package init(
@@ -117,7 +88,12 @@ package final class EpochLoop: @unchecked Sendable {
 
     /// Figures of the last commits; `failure` is why the last commit could not be made, if so.
     package func figures() -> (figures: EpochFigures, failure: FtvmError?) {
-        withLock { (history.figures(at: MonotonicClock.nowNanoseconds()), failure) }
+        withLock {
+            var figures = history.figures(at: MonotonicClock.nowNanoseconds())
+            figures.heldFrames = heldFrames
+            figures.releasedFrames = releasedFrames
+            return (figures, failure)
+        }
     }
 
     private func withLock<Result>(_ body: () -> Result) -> Result {
@@ -126,38 +102,105 @@ package final class EpochLoop: @unchecked Sendable {
         return body()
     }
 
+    /// Frames that the network did not take are offered again after this.
+    private static let releaseAgainNanoseconds: UInt64 = 500_000
+
     private func run() -> End {
-        var due = MonotonicClock.nowNanoseconds() + epochMaximumNanoseconds
+        let output = committer.output
+        let wait = EpochWait(request: request, gate: output?.descriptors ?? [])
+        defer { wait.release() }
+        var pacing = CommitPacing(
+            epochMaximumNanoseconds: epochMaximumNanoseconds, now: MonotonicClock.nowNanoseconds())
         while true {
-            request.wait(untilNanoseconds: due)
+            var wake = pacing.due(output?.demand ?? .none)
+            if output?.isReleasing ?? false {
+                wake = min(wake, MonotonicClock.nowNanoseconds() + Self.releaseAgainNanoseconds)
+            }
+            let (isAsked, hasFrames) = wait.wait(untilNanoseconds: wake)
             if withLock({ stopping }) { return .stopped }
             if committer.tracker.lost { return .lost(qemuGone) }
             do {
-                try commitIfRunning()
-            } catch let error as FtvmError {
-                switch error.code {
-                case .conflict: return .fenced(error)
-                case .unavailable: return .lost(error)
-                case .timedOut: return .hung(error)
-                default: withLock { failure = error }
+                if hasFrames { try output?.collect() }
+                if let reason = reason(isAsked, pacing) {
+                    try commit(reason, &pacing)
+                } else {
+                    try committer.releaseCommitted()
                 }
+                noteOutput()
             } catch {
-                withLock { failure = FtvmError(wrapping: error, "a commit failed") }
+                pacing.notCommitted(now: MonotonicClock.nowNanoseconds())
+                if let end = end(after: error) { return end }
             }
-            due = MonotonicClock.nowNanoseconds() + epochMaximumNanoseconds
         }
     }
 
-    /// A guest that a user has paused is left alone: its last commit is what it is, but for what it wrote
-    /// before the pause, which the commit after its resumption covers.
-    private func commitIfRunning() throws {
-        let state = try committer.monitor.status()
-        guard state.running else { return }
-        let report = try committer.commit()
+    /// Why to commit now, if so.
+    private func reason(_ isAsked: Bool, _ pacing: CommitPacing) -> CommitReason? {
+        if isAsked, let asked = request.take() { return asked }
+        let demand = committer.output?.demand ?? .none
+        guard pacing.due(demand) <= MonotonicClock.nowNanoseconds() else { return nil }
+        switch demand {
+        case .none: return .timer
+        case .soon: return .output
+        case .now: return .highWater
+        }
+    }
+
+    /// What an error means for the loop; nil: it goes on.
+    private func end(after error: any Error) -> End? {
+        let error = (error as? FtvmError) ?? FtvmError(wrapping: error, "a commit failed")
+        switch error.code {
+        case .conflict: return .fenced(error)
+        case .unavailable: return .lost(error)
+        case .timedOut: return .hung(error)
+        default:
+            withLock { failure = error }
+            return nil
+        }
+    }
+
+    private func commit(_ reason: CommitReason, _ pacing: inout CommitPacing) throws {
+        let report: CommitReport
+        if let running = try committer.commitRunning(.resume) {
+            report = running
+            pacing.committed(
+                now: MonotonicClock.nowNanoseconds(), pause: report.pauseNanoseconds,
+                frames: report.frames, bytes: report.frameBytes)
+        } else {
+            pacing.notCommitted(now: MonotonicClock.nowNanoseconds())
+            guard let standing = try commitPaused() else { return }
+            report = standing
+        }
         let now = MonotonicClock.nowNanoseconds()
         withLock {
-            history.add(report, at: now)
+            history.add(report, reason, at: now)
             failure = nil
+        }
+    }
+
+    /// A guest that a user has paused is committed once, if there is anything to commit, so that its last frames get
+    /// out, and then left alone. One that stands still for other reasons (shut down, an I/O error) is not: whoever went on
+    /// from there would stand still as well.
+    private func commitPaused() throws -> CommitReport? {
+        let frames = committer.output?.epochFrames ?? 0
+        guard frames > 0 || committer.tracker.touchedPages > 0,
+            try committer.monitor.status().status == "paused"
+        else { return nil }
+        do {
+            return try committer.commitStandingStill()
+        } catch let error as FtvmError where error.code == .failedPrecondition {
+            // He has resumed it meanwhile.
+            return nil
+        }
+    }
+
+    private func noteOutput() {
+        guard let output = committer.output else { return }
+        let hold = output.takeHold()
+        withLock {
+            heldFrames = output.heldFrames
+            releasedFrames = output.releasedFrames
+            if let hold { history.add(holdNanoseconds: hold) }
         }
     }
 

@@ -66,53 +66,113 @@ package struct CommitCounts: Sendable, Hashable {
 /// What one commit did.
 package struct CommitReport: Sendable, Hashable {
     package let epoch: Epoch
+    /// Pages touched in the epoch, or logged ahead for it.
     package let dirtyPages: UInt64
-    package let pauseNanoseconds: UInt64
     package let stateBytes: Int
+    /// Output of the epoch.
+    package let frames: UInt64
+    package let frameBytes: UInt64
+    package let steps: CommitSteps
+
+    /// From before `stop` to after `cont`.
+    package var pauseNanoseconds: UInt64 { steps.total }
 }
 
-/// The last commits' pauses and dirty pages, for medians and percentiles.
-struct CommitHistory {
-    private static let capacity = 1024
-    private var pauses: [UInt64] = []
-    private var dirty: [UInt64] = []
-    private var times: [UInt64] = []
-    private var next = 0
-    private(set) var commits: UInt64 = 0
+/// How long the parts of a commit took, in nanoseconds.
+package struct CommitSteps: Sendable, Hashable {
+    /// `stop` sent to `stop` answered.
+    package private(set) var stop: UInt64 = 0
+    /// Protecting pages and taking images, while QEMU saves.
+    package private(set) var prepare: UInt64 = 0
+    /// Waiting until QEMU has saved.
+    package private(set) var save: UInt64 = 0
+    /// Copying the state, and publishing.
+    package private(set) var publish: UInt64 = 0
+    /// `cont`, with the release of frames.
+    package private(set) var resume: UInt64 = 0
+    package private(set) var total: UInt64 = 0
+    private let began = MonotonicClock.nowNanoseconds()
+    private var last: UInt64
 
-    init() {
-        pauses.reserveCapacity(Self.capacity)
-        dirty.reserveCapacity(Self.capacity)
-        times.reserveCapacity(Self.capacity)
+    init() { last = began }
+
+    mutating func stopped() { stop = step() }
+    mutating func prepared() { prepare = step() }
+    mutating func saved() { save = step() }
+    mutating func published() { publish = step() }
+    mutating func ended() {
+        resume = step()
+        total = last - began
     }
 
-    mutating func add(_ report: CommitReport, at nowNanoseconds: UInt64) {
-        commits += 1
-        if pauses.count < Self.capacity {
-            pauses.append(report.pauseNanoseconds)
-            dirty.append(report.dirtyPages)
-            times.append(nowNanoseconds)
+    private mutating func step() -> UInt64 {
+        let now = MonotonicClock.nowNanoseconds()
+        defer { last = now }
+        return now - last
+    }
+}
+
+/// The last values of something, in fixed memory.
+struct RecentValues {
+    private static let capacity = 1024
+    private(set) var values: [UInt64] = []
+    private var next = 0
+
+    init() { values.reserveCapacity(Self.capacity) }
+
+    mutating func add(_ value: UInt64) {
+        if values.count < Self.capacity {
+            values.append(value)
         } else {
-            pauses[next] = report.pauseNanoseconds
-            dirty[next] = report.dirtyPages
-            times[next] = nowNanoseconds
+            values[next] = value
             next = (next + 1) % Self.capacity
         }
     }
+}
+
+/// The last commits' pauses, dirty pages and hold times, for medians and percentiles.
+struct CommitHistory {
+    private var pauses = RecentValues()
+    private var dirty = RecentValues()
+    private var times = RecentValues()
+    private var holds = RecentValues()
+    private(set) var commits: UInt64 = 0
+    private var reasons = CommitCounts()
+    private var stateBytes = 0
+
+    mutating func add(_ report: CommitReport, _ reason: CommitReason, at nowNanoseconds: UInt64) {
+        commits += 1
+        reasons.count(reason)
+        stateBytes = report.stateBytes
+        pauses.add(report.pauseNanoseconds)
+        dirty.add(report.dirtyPages)
+        times.add(nowNanoseconds)
+    }
+
+    mutating func add(holdNanoseconds: UInt64) { holds.add(holdNanoseconds) }
 
     func figures(at nowNanoseconds: UInt64) -> EpochFigures {
         var figures = EpochFigures()
         figures.commits = commits
-        guard let newest = times.max(), let oldest = times.min() else { return figures }
-        let sorted = pauses.sorted()
+        figures.commitsByReason = reasons
+        figures.deviceStateBytes = stateBytes
+        if !holds.values.isEmpty {
+            let sorted = holds.values.sorted()
+            figures.holdMedianMicroseconds = Double(sorted[sorted.count / 2]) / 1_000
+            figures.holdP99Microseconds = Double(sorted[sorted.count * 99 / 100]) / 1_000
+        }
+        guard let newest = times.values.max(), let oldest = times.values.min() else {
+            return figures
+        }
+        let sorted = pauses.values.sorted()
         figures.pauseMedianMicroseconds = Double(sorted[sorted.count / 2]) / 1_000
         figures.pauseP99Microseconds = Double(sorted[sorted.count * 99 / 100]) / 1_000
         figures.pauseMaximumMicroseconds = Double(sorted[sorted.count - 1]) / 1_000
-        figures.dirtyPagesMedian = Double(dirty.sorted()[dirty.count / 2])
+        figures.dirtyPagesMedian = Double(dirty.values.sorted()[dirty.values.count / 2])
         figures.lastCommitAgeMilliseconds = Double(nowNanoseconds &- newest) / 1_000_000
         if newest > oldest {
             figures.epochRatePerSecond =
-                Double(times.count - 1) * 1_000_000_000 / Double(newest - oldest)
+                Double(times.values.count - 1) * 1_000_000_000 / Double(newest - oldest)
         }
         return figures
     }

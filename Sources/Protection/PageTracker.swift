@@ -27,38 +27,42 @@ package final class PageTracker: @unchecked Sendable {
     package let pageSizeBytes: UInt64
     package let pageCount: UInt64
     package let uffd: Int32
-    private let purpose: Purpose
-    private let segment: Segment?
+    let segment: Segment?
 
-    private let mutex: UnsafeMutablePointer<pthread_mutex_t>
+    let mutex: UnsafeMutablePointer<pthread_mutex_t>
     /// One bit a page: touched since it was last protected. Under the lock.
     private let bitmap: UnsafeMutablePointer<UInt64>
     private let wordCount: Int
-    private var touchedCount: UInt64 = 0
+    private(set) var touchedCount: UInt64 = 0
     /// The epoch that runs now: entries of the log carry its number. Under the lock.
-    private var runningEpoch: UInt64 = 0
+    private(set) var runningEpoch: UInt64 = 0
+    /// What is logged before it is touched. Under the lock.
+    var ahead: LogAhead?
+    var logsAhead = true
     /// Undo log entries that may be in use before somebody is asked for an early commit.
-    private let highWater: UInt64
-    private let onHighWater: (@Sendable () -> Void)?
-    private var highWaterReported = false
-    private var lastPage = UInt64.max
-    private var cluster: UInt64 = 1
+    let highWater: UInt64
+    let onHighWater: (@Sendable () -> Void)?
+    var highWaterReported = false
+    /// Where the last fault was, and how many pages were taken together. Fault thread.
+    var lastPage = UInt64.max
+    var cluster: UInt64 = 1
 
-    private let wakeDescriptor: Int32
+    /// What the fault thread is to do besides handling faults: bits of `Order`. Atomic; its eventfd says that it changed.
+    let orders: UnsafeMutablePointer<UInt64>
+    let wakeDescriptor: Int32
     private var thread = pthread_t()
     private var running = false
     private var process: QEMUProcess
 
     /// Faults handled, and overflows of the undo log, since the start. Read without the lock, for figures.
-    package private(set) var faultCount: UInt64 = 0
-    package private(set) var overflowCount: UInt64 = 0
+    package internal(set) var faultCount: UInt64 = 0
+    package internal(set) var overflowCount: UInt64 = 0
+    /// Pages logged before they were touched, since the start.
+    package internal(set) var loggedAheadCount: UInt64 = 0
     /// The segment belongs to a later generation. Under the lock.
-    private var fenced = false
+    var fenced = false
     /// Set when the userfaultfd can no longer be read: the process is gone.
-    package private(set) var lost = false
-
-    /// Neighbouring pages logged and unprotected together once a writer is seen to go through memory in order.
-    private static let largestCluster: UInt64 = 16
+    package internal(set) var lost = false
 
     /// - Parameter onHighWater: called on the fault thread, at most once an epoch; it must not block.
     package init(
@@ -72,7 +76,6 @@ package final class PageTracker: @unchecked Sendable {
         self.uffd = uffd
         self.pageSizeBytes = pageSizeBytes
         self.pageCount = memory.lengthBytes / pageSizeBytes
-        self.purpose = purpose
         self.onHighWater = onHighWater
         if case .undoLog(let segment) = purpose { self.segment = segment } else { segment = nil }
         highWater = (segment?.undoCapacity ?? 2) / 2
@@ -83,6 +86,11 @@ package final class PageTracker: @unchecked Sendable {
         mutex.initialize(to: pthread_mutex_t())
         pthread_mutex_init(mutex, nil)
         wakeDescriptor = ftvm_eventfd()
+        orders = .allocate(capacity: 1)
+        orders.initialize(to: 0)
+        if let segment {
+            ahead = LogAhead(pageCount: pageCount, undoCapacity: segment.undoCapacity)
+        }
         guard wakeDescriptor >= 0 else {
             throw FtvmError(.resourceExhausted, "cannot make an eventfd for the page tracker")
         }
@@ -91,6 +99,8 @@ package final class PageTracker: @unchecked Sendable {
     deinit {
         precondition(!running, "a page tracker is stopped before it goes away")
         close(wakeDescriptor)
+        ahead?.release()
+        orders.deallocate()
         pthread_mutex_destroy(mutex)
         mutex.deallocate()
         bitmap.deallocate()
@@ -118,6 +128,7 @@ package final class PageTracker: @unchecked Sendable {
     package func start(epoch: Epoch) throws {
         precondition(!running, "a page tracker is started once")
         runningEpoch = epoch.number
+        ftvm_atomic_store_u64(orders, 0)
         running = true
         let context = Unmanaged.passRetained(self)
         let result = pthread_create(&thread, nil, PageTracker.threadMain, context.toOpaque())
@@ -136,10 +147,21 @@ package final class PageTracker: @unchecked Sendable {
     /// tracker takes over or `release` is called.
     package func stop() {
         guard running else { return }
-        var one: UInt64 = 1
-        _ = write(wakeDescriptor, &one, 8)
+        give(.end)
         pthread_join(thread, nil)
         running = false
+    }
+
+    /// Things that the fault thread is told.
+    enum Order: UInt64 {
+        case end = 1
+        case logAhead = 2
+    }
+
+    func give(_ order: Order) {
+        _ = ftvm_atomic_fetch_or_u64(orders, order.rawValue)
+        var one: UInt64 = 1
+        _ = write(wakeDescriptor, &one, 8)
     }
 
     /// No page is tracked any more; whoever waits goes on.
@@ -167,17 +189,21 @@ package final class PageTracker: @unchecked Sendable {
 
     package var touchedPages: UInt64 { withLock { touchedCount } }
 
+    /// Clean pages between touched ones that are protected once more rather than beginning another range: a range costs a
+    /// system call, and an interrupt to every other CPU that runs a thread of QEMU; a page 0.05 us.
+    package static let bridgedPages: UInt64 = 32
+
     /// Protects the touched pages again and forgets that they were touched. The caller holds the lock.
-    /// Ranges are merged across small gaps: protecting a few clean pages once more is cheaper than
-    /// another system call.
     /// - Returns: how many pages had been touched.
     package func protectTouchedLocked(visit: ((UInt64, UInt64) -> Void)? = nil) throws -> UInt64 {
-        let gapPages: UInt64 = pageSizeBytes > 65_536 ? 1 : 32
+        guard touchedCount > 0 else { return 0 }
+        let gapPages: UInt64 = pageSizeBytes > 65_536 ? 1 : Self.bridgedPages
+        let count = touchedCount
         var runStart = UInt64.max
         var runEnd: UInt64 = 0
-        var word = 0
-        while word < wordCount {
+        for word in 0..<wordCount where bitmap[word] != 0 {
             var bits = bitmap[word]
+            bitmap[word] = 0
             while bits != 0 {
                 let page = UInt64(word) * 64 + UInt64(bits.trailingZeroBitCount)
                 bits &= bits - 1
@@ -190,16 +216,41 @@ package final class PageTracker: @unchecked Sendable {
                 }
                 runEnd = page + 1
             }
-            word += 1
         }
-        if runStart != .max { try protect(firstPage: runStart, endPage: runEnd) }
-        return touchedCount
+        touchedCount = 0
+        try protect(firstPage: runStart, endPage: runEnd)
+        return count
     }
 
-    /// Forgets which pages were touched, after they were protected and the epoch was published.
+    /// The first half of a commit's work, when the guest has been stopped: protects what was touched, and plans what to
+    /// log ahead. The epoch goes on: what QEMU itself should touch is logged in it, a second time perhaps, and of two
+    /// images of a page the older counts. The caller holds the lock.
+    /// - Returns: how many pages had been touched.
+    func closeEpochLocked() throws -> UInt64 {
+        guard ahead != nil, logsAhead else { return try protectTouchedLocked() }
+        ftvm_atomic_fetch_and_u64(orders, ~Order.logAhead.rawValue)
+        ahead?.beginPlan()
+        let epoch = Epoch(runningEpoch)
+        return try protectTouchedLocked { page, _ in
+            self.ahead?.plan(page, endOf: epoch)
+        }
+    }
+
+    /// The second half, when the device state has been saved: what is logged from here on belongs to `epoch`. The caller
+    /// holds the lock.
+    /// - Returns: how many pages QEMU has touched meanwhile, and where in the undo log the new epoch begins.
+    func openEpochLocked(_ epoch: Epoch) throws -> (touchedPages: UInt64, undoStart: UInt64) {
+        let late = try protectTouchedLocked()
+        // The images were taken before that.
+        if late > 0 { ahead?.forgetPrepared() }
+        let undoStart = segment?.undoHead ?? 0
+        beginEpochLocked(epoch)
+        publishPreparedLocked(undoStart)
+        return (late, undoStart)
+    }
+
+    /// The epoch that runs from here on.
     package func beginEpochLocked(_ epoch: Epoch) {
-        if touchedCount > 0 { bitmap.update(repeating: 0, count: wordCount) }
-        touchedCount = 0
         runningEpoch = epoch.number
         highWaterReported = false
     }
@@ -215,140 +266,23 @@ package final class PageTracker: @unchecked Sendable {
             "write-protect guest RAM again")
     }
 
-    // MARK: - Fault thread
-
-    private static let threadMain:
-        @convention(c) (UnsafeMutableRawPointer?) -> UnsafeMutableRawPointer? =
-            { context in
-                guard let context else { return nil }
-                let tracker = Unmanaged<PageTracker>.fromOpaque(context).takeRetainedValue()
-                ftvm_name_thread("ftvm-faults")
-                tracker.handleFaults()
-                return nil
-            }
-
-    private func handleFaults() {
-        let faults = UnsafeMutablePointer<ftvm_fault>.allocate(capacity: 64)
-        defer { faults.deallocate() }
-        var patience = FaultPatience()
-        var looks = 0
-        while true {
-            var count = ftvm_uffd_read(uffd, faults, 64)
-            if count == 0 {
-                if patience.isWorthwhile {
-                    looks &+= 1
-                    if looks % 16 == 0 { sched_yield() }
-                    continue
-                }
-                let ready = ftvm_poll2(uffd, wakeDescriptor, -1)
-                if ready & 2 != 0 { return }
-                if ready <= 0 { continue }
-                count = ftvm_uffd_read(uffd, faults, 64)
-            }
-            if count < 0 {
-                lost = true
-                return
-            }
-            if count == 0 { continue }
-            pthread_mutex_lock(mutex)
-            for index in 0..<Int(count) where faults[index].kind == 1 {
-                handle(address: faults[index].address)
-            }
-            let report = needsHighWaterReport()
-            pthread_mutex_unlock(mutex)
-            if report { onHighWater?() }
-            patience.faultHandled()
-        }
-    }
-
-    /// One fault, under the lock.
-    private func handle(address: UInt64) {
-        guard address >= memory.hostAddress, address < memory.hostEnd else { return }
-        faultCount &+= 1
-        let page = (address - memory.hostAddress) / pageSizeBytes
-        var count: UInt64 = 1
-        if !isTouched(page) {
-            count = clusterLength(from: page)
-            if let segment, !log(segment, page, count) { return }
-            for index in page..<(page + count) { _ = mark(index) }
-        }
+    /// The caller holds the lock, and has logged the pages.
+    func unprotectLocked(firstPage: UInt64, count: UInt64) {
         _ = ftvm_uffd_unprotect(
-            uffd, memory.hostAddress + page * pageSizeBytes, count * pageSizeBytes)
-        lastPage = page + count - 1
+            uffd, memory.hostAddress + firstPage * pageSizeBytes, count * pageSizeBytes)
     }
 
-    /// How many untouched pages from this one on are taken together: one, unless faults come in order.
-    private func clusterLength(from page: UInt64) -> UInt64 {
-        guard pageSizeBytes <= 65_536, lastPage != .max, page == lastPage + 1 else {
-            cluster = 1
-            return 1
-        }
-        cluster = min(cluster * 2, Self.largestCluster)
-        var count: UInt64 = 1
-        while count < cluster, page + count < pageCount, !isTouched(page + count) { count += 1 }
-        return count
-    }
-
-    /// Says whether the pages may be unprotected. Not when the segment belongs to a later generation: whoever
-    /// writes then waits until this QEMU is ended. A page that finds the log full is let through: the guest must be
-    /// able to reach its next stop. The epoch is then marked as one that cannot be rolled back, before the page is
-    /// unprotected, and an early commit is on its way.
-    private func log(_ segment: Segment, _ page: UInt64, _ count: UInt64) -> Bool {
-        switch segment.appendUndo(firstPage: page, count: Int(count), epoch: Epoch(runningEpoch)) {
-        case .appended: return true
-        case .fenced:
-            fenced = true
-            return false
-        case .full:
-            segment.markOverflow(epoch: Epoch(runningEpoch))
-            overflowCount &+= 1
-            return true
-        }
-    }
-
-    private func needsHighWaterReport() -> Bool {
-        guard let segment, !highWaterReported, fenced || segment.undoUsed > highWater else {
-            return false
-        }
-        highWaterReported = true
-        return true
-    }
-
-    private func isTouched(_ page: UInt64) -> Bool {
+    func isTouched(_ page: UInt64) -> Bool {
         bitmap[Int(page >> 6)] & (1 << (page & 63)) != 0
     }
 
     /// Marks a page as touched; says whether it was not before.
-    private func mark(_ page: UInt64) -> Bool {
+    @discardableResult
+    func mark(_ page: UInt64) -> Bool {
         precondition(page < pageCount, "a page of the guest's RAM")
         guard !isTouched(page) else { return false }
         bitmap[Int(page >> 6)] |= 1 << (page & 63)
         touchedCount += 1
         return true
-    }
-}
-
-/// How long the fault thread stays awake for the next fault. Waking a sleeping thread on an idle CPU costs 40 us and more,
-/// several times what handling a fault does; staying awake costs a CPU. So it stays awake for a short while, and only as
-/// long as faults follow each other closely, and yields to whoever else wants its CPU.
-private struct FaultPatience {
-    /// Waited for the next fault at most so long.
-    private static let limitNanoseconds: UInt64 = 30_000
-    /// Worthwhile while the mean distance of the last faults is below this.
-    private static let closeNanoseconds: UInt64 = 100_000
-    private var lastFault: UInt64 = 0
-    /// Mean distance of faults, the last ones weighing most.
-    private var distance: UInt64 = 1_000_000
-
-    mutating func faultHandled() {
-        let now = MonotonicClock.nowNanoseconds()
-        let gap = min(now &- lastFault, 1_000_000)
-        distance = (distance * 7 + gap) / 8
-        lastFault = now
-    }
-
-    var isWorthwhile: Bool {
-        distance < Self.closeNanoseconds
-            && MonotonicClock.nowNanoseconds() &- lastFault < Self.limitNanoseconds
     }
 }

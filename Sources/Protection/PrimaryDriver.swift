@@ -36,7 +36,7 @@ package final class PrimaryDriver: @unchecked Sendable {
             tracker = try PageTracker(
                 process: process, memory: memory, uffd: preparation.uffd,
                 pageSizeBytes: UInt64(segment.pageSizeBytes), purpose: .undoLog(segment),
-                onHighWater: { request.signal() })
+                onHighWater: { request.signal(.highWater) })
         }
     }
 
@@ -90,11 +90,19 @@ package final class PrimaryDriver: @unchecked Sendable {
         segment.releaseManagerLock()
     }
 
+    /// Whether pages that are touched in every epoch are logged before they are touched; they are, unless somebody wants
+    /// to know what that is worth.
+    package var logsAhead: Bool {
+        get { tracker.withLock { tracker.logsAhead } }
+        set { tracker.withLock { tracker.logsAhead = newValue } }
+    }
+
     package func figures() -> (figures: EpochFigures, failure: FtvmError?) {
         var (figures, failure) = loop?.figures() ?? (EpochFigures(), nil)
         figures.undoUsedEntries = segment.undoUsed
         figures.undoCapacityEntries = segment.undoCapacity
         figures.faults = tracker.faultCount
+        figures.loggedAheadPages = tracker.loggedAheadCount
         figures.overflows = tracker.overflowCount
         return (figures, failure)
     }

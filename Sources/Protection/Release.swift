@@ -64,7 +64,7 @@ extension PrimaryDriver {
             direction: .outOfSegment(target: target), progress: progress)
         try move.copyWhileRunning(tracker: dirty)
         let wasRunning = try monitor.status().running
-        segment.insertFlags(.pausedByCommit)
+        if wasRunning { segment.insertFlags(.pausedByCommit) }
         FaultPoint.reached("release.copied")
         try monitor.stop(timeoutMilliseconds: Committer.stopTimeoutMilliseconds)
         do {

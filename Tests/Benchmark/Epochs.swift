@@ -71,18 +71,8 @@ struct EpochBenchmark {
         guest.kill()
     }
 
-    /// From the guest's own reports, two of them at least 10 s apart.
     private func writesPerSecond(_ guest: GuestQEMU) throws -> Double {
-        let first = try guest.waitForReport()
-        let deadline = Date().addingTimeInterval(60)
-        while Date() < deadline {
-            if let last = guest.lastReport(), last.uptimeSeconds > first.uptimeSeconds + 10 {
-                return Double(last.checker.writes - first.checker.writes)
-                    / (last.uptimeSeconds - first.uptimeSeconds)
-            }
-            usleep(100_000)
-        }
-        throw FtvmError(.timedOut, "the guest does not report")
+        try guest.writesPerSecond(seconds: 10)
     }
 
     private func takeOver(_ guest: GuestQEMU, _ segment: Segment) throws -> PrimaryDriver {

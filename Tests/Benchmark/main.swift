@@ -6,6 +6,7 @@ import Model
 //
 //   ftvm-bench                  everything
 //   ftvm-bench --first-touch    the fault path alone
+//   ftvm-bench --pauses         commits at different numbers of dirty pages, step by step
 //   ftvm-bench --touch          the child process whose first touches are timed
 
 if CommandLine.arguments.dropFirst().first == "--touch" {
@@ -14,6 +15,10 @@ if CommandLine.arguments.dropFirst().first == "--touch" {
 }
 
 do {
+    if CommandLine.arguments.dropFirst().first == "--pauses" {
+        try PauseBenchmark().run()
+        exit(0)
+    }
     let report = BenchmarkReport()
     try FirstTouchBenchmark().run(report)
     if CommandLine.arguments.dropFirst().first != "--first-touch" {

@@ -13,6 +13,12 @@ static inline void ftvm_atomic_store_u64(uint64_t *word, uint64_t value) {
 static inline uint64_t ftvm_atomic_fetch_add_u64(uint64_t *word, uint64_t value) {
     return __atomic_fetch_add(word, value, __ATOMIC_ACQ_REL);
 }
+static inline uint64_t ftvm_atomic_fetch_or_u64(uint64_t *word, uint64_t bits) {
+    return __atomic_fetch_or(word, bits, __ATOMIC_ACQ_REL);
+}
+static inline void ftvm_atomic_fetch_and_u64(uint64_t *word, uint64_t bits) {
+    (void)__atomic_fetch_and(word, bits, __ATOMIC_ACQ_REL);
+}
 /* Replaces *word by `desired` if it still is `expected`; says whether it did. */
 static inline bool ftvm_atomic_compare_exchange_u64(uint64_t *word, uint64_t expected, uint64_t desired) {
     return __atomic_compare_exchange_n(word, &expected, desired, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);

@@ -1,5 +1,6 @@
 #pragma once
 #include <linux/userfaultfd.h>
+#include <poll.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -44,3 +45,5 @@ int ftvm_eventfd(void);
 int ftvm_poll2(int first, int second, int timeout_ms);
 /* Waits until `descriptor` is readable or the time has passed: 1 or 0, or -errno. */
 int ftvm_poll_ns(int descriptor, uint64_t timeout_ns);
+/* The same for several (ppoll(2)): how many have something, 0 after the time or a signal, or -errno. */
+int ftvm_poll_set(struct pollfd *set, int count, uint64_t timeout_ns);

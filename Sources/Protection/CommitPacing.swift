@@ -1,0 +1,67 @@
+/// When the running epoch is to be committed. Held frames ask for an early commit; but a guest that sends without end
+/// would then stand still for most of its time. So the guest runs for a minimum time first: a short one while its
+/// output comes in small portions, as from a server that answers and waits for the next request; a longer one, a
+/// multiple of what a commit costs, once epoch after epoch is full of frames. (Acknowledgements of what the guest
+/// receives in bulk are such frames too.)
+///
+/// A value without a clock: all times are monotonic nanoseconds given by the caller.
+struct CommitPacing: Equatable {
+    /// An epoch with so many frames or bytes is full.
+    static let bulkFrames: UInt64 = 32
+    static let bulkBytes: UInt64 = 192 << 10
+    /// One with fewer than these is not: the next one may be short again.
+    static let calmFrames: UInt64 = 8
+    static let calmBytes: UInt64 = 64 << 10
+    /// The minimum run of a guest whose output comes in small portions.
+    static let shortestRun: UInt64 = 1_500_000
+    /// Under bulk output the guest runs for at least so many times a pause: it stands still for a quarter of the time.
+    static let runPerPause: UInt64 = 3
+
+    let epochMaximum: UInt64
+    /// How long the running epoch has to run before its frames are a reason for a commit.
+    private(set) var minimumRun: UInt64
+    /// The mean of the last pauses.
+    private(set) var meanPause: UInt64 = 0
+    /// When the guest began to run.
+    private var began: UInt64
+    /// A commit has failed: the next try is a matter of the timer.
+    private var hasFailed = false
+
+    init(epochMaximumNanoseconds: UInt64, now: UInt64) {
+        precondition(epochMaximumNanoseconds > 0, "an epoch has a length")
+        epochMaximum = epochMaximumNanoseconds
+        minimumRun = min(Self.shortestRun, epochMaximumNanoseconds)
+        began = now
+    }
+
+    /// A commit has been made; its epoch had this output.
+    mutating func committed(now: UInt64, pause: UInt64, frames: UInt64, bytes: UInt64) {
+        began = now
+        hasFailed = false
+        meanPause = meanPause == 0 ? pause : (meanPause * 7 + pause) / 8
+        let shortest = min(Self.shortestRun, epochMaximum)
+        if frames >= Self.bulkFrames || bytes >= Self.bulkBytes {
+            let longest = min(max(Self.runPerPause * meanPause, shortest), epochMaximum)
+            minimumRun = min(max(minimumRun, shortest) * 2, longest)
+        } else if frames < Self.calmFrames && bytes < Self.calmBytes {
+            minimumRun = shortest
+        }
+    }
+
+    /// A commit could not be made, or there was nothing to commit.
+    mutating func notCommitted(now: UInt64) {
+        began = now
+        hasFailed = true
+    }
+
+    /// When the epoch is to be committed, if nothing else happens.
+    func due(_ demand: GateDemand) -> UInt64 {
+        let latest = began + epochMaximum
+        if hasFailed { return latest }
+        switch demand {
+        case .none: return latest
+        case .soon: return min(began + minimumRun, latest)
+        case .now: return began
+        }
+    }
+}

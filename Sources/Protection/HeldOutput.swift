@@ -1,0 +1,89 @@
+import Hypervisor
+import MemoryPool
+import Model
+
+/// A primary's gate, with what is known of the frames of the running epoch. Whoever makes commits uses it, on one thread
+/// at a time; while QEMU is waited for it empties the gate's sockets, for QEMU's main thread may be the one that waits.
+final class HeldOutput: MonitorAttendant {
+    private let gate: any PacketGate
+    /// How much the running epoch's frames want to leave.
+    private(set) var demand = GateDemand.none
+    /// Frames and bytes that the running epoch has made so far.
+    private(set) var epochFrames: UInt64 = 0
+    var epochBytes: UInt64 { gate.positions.output &- committedOutput }
+    /// Frames that have left.
+    private(set) var releasedFrames: UInt64 = 0
+    /// Not everything that is committed has left yet.
+    private(set) var isReleasing = false
+
+    private var committedOutput: UInt64
+    /// When the first frame of the running epoch came.
+    private var firstArrival: UInt64?
+    /// The same of the oldest committed epoch of which nothing has left yet.
+    private var firstWaiting: UInt64?
+    /// How long that frame had to wait, until somebody takes it.
+    private var hold: UInt64?
+    private var failure: (any Error)?
+
+    init(_ gate: any PacketGate) {
+        self.gate = gate
+        committedOutput = gate.positions.output
+    }
+
+    /// None once the gate has failed: it stays readable then.
+    var descriptors: [Int32] { failure == nil ? gate.descriptors : [] }
+
+    func attend() {
+        do { try collect() } catch {}
+    }
+
+    /// Takes what waits, without blocking.
+    /// - Throws: `.unavailable` when QEMU is gone, from then on.
+    func collect() throws {
+        if let failure { throw failure }
+        let before = gate.heldFrames
+        do {
+            demand = max(demand, try gate.collect())
+        } catch {
+            failure = error
+            throw error
+        }
+        let arrived = gate.heldFrames &- before
+        guard arrived > 0 else { return }
+        epochFrames += arrived
+        if firstArrival == nil { firstArrival = MonotonicClock.nowNanoseconds() }
+    }
+
+    var heldFrames: UInt64 { gate.heldFrames }
+
+    /// The ends of the logs: with the guest stopped and everything collected, those of its epoch.
+    var positions: LogPositions { gate.positions }
+
+    /// The epoch that ended at these positions has been published: a new one has begun.
+    func published(_ positions: LogPositions) {
+        committedOutput = positions.output
+        demand = .none
+        epochFrames = 0
+        if firstWaiting == nil { firstWaiting = firstArrival }
+        firstArrival = nil
+        isReleasing = true
+    }
+
+    /// Sends what is committed, as far as the network takes it.
+    func release() throws {
+        guard isReleasing else { return }
+        let before = gate.heldFrames
+        isReleasing = !(try gate.release())
+        let left = before &- gate.heldFrames
+        releasedFrames += left
+        guard left > 0, let first = firstWaiting else { return }
+        hold = MonotonicClock.nowNanoseconds() - first
+        firstWaiting = nil
+    }
+
+    /// How long the first frame of an epoch had to wait, once for each epoch.
+    func takeHold() -> UInt64? {
+        defer { hold = nil }
+        return hold
+    }
+}
