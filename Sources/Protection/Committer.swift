@@ -61,8 +61,9 @@ package final class Committer: @unchecked Sendable {
     /// - Throws: as `commit` does.
     func commitRunning(_ ending: Ending) throws -> CommitReport? {
         FaultPoint.reached("commit.begin")
-        var steps = CommitSteps()
         guard try monitor.isRunning(attending: output) else { return nil }
+        let early = try tracker.protectEarly()
+        var steps = CommitSteps()
         segment.insertFlags(.pausedByCommit)
         FaultPoint.reached("commit.flagged")
         let epoch = segment.position.epoch.next
@@ -75,6 +76,7 @@ package final class Committer: @unchecked Sendable {
                 FaultPoint.reached("commit.stopped")
                 steps.stopped()
                 closed = try closeEpoch()
+                closed.dirtyPages += early
                 if ending != .stayStopped { prepareAhead(until: isSaved) }
                 steps.prepared()
             }

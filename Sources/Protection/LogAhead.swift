@@ -9,7 +9,7 @@ struct LogAhead {
     private static let shareOfLog: UInt64 = 8
     private static let mostPages: UInt64 = 1 << 16
 
-    private let hot: HotPages
+    let hot: HotPages
     private let pages: UnsafeMutablePointer<UInt64>
     private let limit: Int
     /// Planned pages, rising.
@@ -38,7 +38,11 @@ struct LogAhead {
         return pages[index]
     }
 
-    mutating func beginPlan() {
+    /// The early part of protecting this epoch's pages has been done.
+    private(set) var hasBegun = false
+
+    mutating func begin() {
+        hasBegun = true
         planned = 0
         prepared = 0
         logged = 0
@@ -50,6 +54,8 @@ struct LogAhead {
         pages[planned] = page
         planned += 1
     }
+
+    mutating func endPlan() { hasBegun = false }
 
     mutating func forgetPrepared() { prepared = 0 }
 
