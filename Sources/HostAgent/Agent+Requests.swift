@@ -80,7 +80,12 @@ extension Agent {
         let xml = try DomainXML(text).originalForm()
         try xml.requireProtectable()
         if status.isActive {
-            try DomainXML(try await environment.libvirt.liveXML(identifier)).requireProtectable()
+            let live = try DomainXML(try await environment.libvirt.liveXML(identifier))
+            try live.requireProtectable()
+            try GuestNIC.requireNoVHost(
+                live.guestNICs(),
+                descriptorLinks: await environment.libvirt.process(identifier).descriptorLinks(),
+                domain: request.domain)
             try await requireQEMUCommands(identifier)
         }
         guard let memoryBytes = xml.memoryBytes else {
@@ -116,7 +121,10 @@ extension Agent {
         struct Command: Decodable { let name: String }
         let known = try await environment.libvirt.monitorCommand(identifier, "query-commands")
             .decode([Command].self).map(\.name)
-        let needed = ["xen-save-devices-state", "migrate-incoming", "human-monitor-command"]
+        let needed = [
+            "xen-save-devices-state", "migrate-incoming", "human-monitor-command", "chardev-add",
+            "object-add", "qom-set",
+        ]
         let missing = needed.filter { !known.contains($0) }
         guard missing.isEmpty else {
             throw FtvmError(

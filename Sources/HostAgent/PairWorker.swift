@@ -82,6 +82,7 @@ struct PairWorker: Sendable {
     ) async throws -> PrimaryDriver {
         let injector = environment.injector
         let generation = record.generation
+        let nics = try DomainXML(domain.liveXML).guestNICs()
         return try await blocking {
             let lock = try segment.openLock()
             defer { close(lock) }
@@ -89,7 +90,7 @@ struct PairWorker: Sendable {
             return try PrimaryDriver.takeOver(
                 process: domain.process, memory: domain.memory, monitor: domain.monitor,
                 segment: segment, generation: generation, lock: lock, injector: injector,
-                progress: progress)
+                nics: nics, progress: progress)
         }
     }
 
@@ -101,9 +102,12 @@ struct PairWorker: Sendable {
         let process = try await libvirt.process(identifier)
         let path = ownMonitor(of: record.name, liveXML: liveXML)
         let other = path == nil ? try await libvirt.monitor(identifier) : nil
+        let injector = environment.injector
+        let nics = try DomainXML(liveXML).guestNICs()
         return try await blocking {
             try PrimaryDriver.adopt(
-                process: process, segment: segment, generation: generation,
+                process: process, segment: segment, generation: generation, injector: injector,
+                nics: nics,
                 connect: {
                     if let other { return other }
                     return try QMPConnection(path: path ?? "", label: record.name.text)
@@ -156,10 +160,12 @@ struct PairWorker: Sendable {
         }
         let process = try await libvirt.process(.name(name))
         let injector = environment.injector
+        let nics = try DomainXML(try await libvirt.liveXML(.name(name))).guestNICs()
         return try await blocking {
             let monitor = try QMPConnection(path: path, label: name)
             return try WaitingSecondary.prepare(
-                process: process, monitor: monitor, segment: segment, injector: injector)
+                process: process, monitor: monitor, segment: segment, injector: injector,
+                nics: nics)
         }
     }
 

@@ -14,7 +14,8 @@ extension DomainXML {
     }
 
     /// The persistent form of a protected domain: the user's own XML, with a QMP monitor of ours on
-    /// QEMU's command line and the pair's facts in the metadata. `originalForm()` is its inverse.
+    /// QEMU's command line, virtio NICs on QEMU's own data path instead of vhost's, and the pair's facts in the
+    /// metadata. `originalForm()` is its inverse.
     /// - Parameter qmpSocketPath: where QEMU is to make the monitor's socket.
     package func protectedForm(qmpSocketPath: String, facts: PairFacts) throws -> DomainXML {
         var form = originalForm()
@@ -76,6 +77,7 @@ extension DomainXML {
         if root.first("metadata") == nil { added.insert(.metadata) }
         var facts = facts
         facts.added = added
+        facts.dataPaths = useQEMUDataPath()
         addFacts(facts)
     }
 
@@ -135,6 +137,7 @@ extension DomainXML {
         var added: Set<PairFacts.Scaffold> = []
         if let element = factsElement {
             added = PairFacts.scaffolds(element)
+            restoreDataPath(PairFacts.dataPaths(element))
             let scope = rootScope
             tree.root.updateFirst("metadata") { metadata in
                 let inner = scope.entering(metadata)

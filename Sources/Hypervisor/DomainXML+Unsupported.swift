@@ -111,23 +111,36 @@ extension DomainXML {
                     name, "\(interface.source ?? "") must mean the same network on every host",
                     "a bridge of the same name on every host is simpler"))
         case "user":
-            findings.append(
-                warn(
-                    name, "connections through QEMU's or passt's own network end at a failover",
-                    "use a bridge or network"))
+            return [
+                refuse(
+                    name,
+                    "QEMU's or passt's own network: its connections end at a failover, and its "
+                        + "packets cannot be held back until their epoch is committed",
+                    "use a bridge or network")
+            ]
+        case "null": return []
+        case let type where !tapInterfaceTypes.contains(type):
+            return [
+                refuse(
+                    name, "its packets cannot be held back until their epoch is committed",
+                    "use a bridge or network")
+            ]
         default: break
         }
-        let isVirtio = interface.model?.hasPrefix("virtio") ?? false
-        if isVirtio,
-            interface.driver == "vhost" || (interface.driver == nil && interface.type != "user")
-        {
+        if let queues = element.first("driver")?["queues"].flatMap({ Int($0) }), queues > 1 {
+            return [
+                refuse(
+                    name,
+                    "packets of \(queues) queues cannot be held back: QEMU's filters know one",
+                    "remove queues from <driver>")
+            ]
+        }
+        if interface.model?.hasPrefix("virtio") ?? false, interface.driver != "qemu" {
             findings.append(
                 warn(
                     name,
-                    interface.driver == nil
-                        ? "libvirt uses vhost where it can, and then packets cannot be held back"
-                        : "with vhost packets cannot be held back until their epoch is committed",
-                    "add <driver name='qemu'/>"))
+                    "with vhost its packets could not be held back: while it is protected QEMU's own "
+                        + "data path is used", "nothing needs to be done"))
         }
         return findings
     }

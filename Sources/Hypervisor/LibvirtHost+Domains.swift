@@ -238,6 +238,7 @@ extension LibvirtDomain {
         facts.added =
             present.pairFacts?.added
             ?? (present.root.first("metadata") == nil ? [.metadata] : [])
+        facts.dataPaths = present.pairFacts?.dataPaths ?? [:]
         var text = ""
         facts.unprefixedElement.write(to: &text)
         return text

@@ -11,6 +11,8 @@ package struct PairFacts: Hashable, Sendable {
     package var secondary: HostName?
     /// Which scaffolding ftvm added around its own elements and takes away with them.
     package var added: Set<Scaffold>
+    /// Interfaces that were given to QEMU's own data path, and what they had before.
+    package var dataPaths: [String: DomainXML.DataPath] = [:]
 
     /// Elements and declarations that are only there because ftvm needed them.
     package enum Scaffold: String, Sendable, CaseIterable {
@@ -64,6 +66,10 @@ package struct PairFacts: Hashable, Sendable {
         if !added.isEmpty {
             element["added"] = added.map(\.rawValue).sorted().joined(separator: " ")
         }
+        if !dataPaths.isEmpty {
+            element["drivers"] = dataPaths.map { "\($0.key)=\($0.value.rawValue)" }.sorted()
+                .joined(separator: " ")
+        }
     }
 
     /// Reads the element back; nil when an attribute is missing or makes no sense.
@@ -79,6 +85,20 @@ package struct PairFacts: Hashable, Sendable {
             segment: SegmentReference(pool: PoolName(pool), name: segment),
             primary: HostName(primary), secondary: element["secondary"].map { HostName($0) },
             added: PairFacts.scaffolds(element))
+        dataPaths = PairFacts.dataPaths(element)
+    }
+
+    /// What `drivers` names; also of an element whose other attributes cannot be read.
+    static func dataPaths(_ element: XMLTree.Element) -> [String: DomainXML.DataPath] {
+        var paths: [String: DomainXML.DataPath] = [:]
+        for word in (element["drivers"] ?? "").split(separator: " ") {
+            let halves = word.split(separator: "=")
+            guard halves.count == 2, let path = DomainXML.DataPath(rawValue: "\(halves[1])") else {
+                continue
+            }
+            paths["\(halves[0])"] = path
+        }
+        return paths
     }
 
     /// What `added` names; also of an element whose other attributes cannot be read.

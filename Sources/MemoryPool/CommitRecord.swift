@@ -46,6 +46,21 @@ extension CommitRecord {
         return block.bytes
     }
 
+    /// The log positions of an epoch's record in place; nil when it is not that epoch's or damaged. No allocation.
+    static func logs(at record: UnsafeRawPointer, of epoch: Epoch) -> LogPositions? {
+        func word(_ offset: Int) -> UInt64 {
+            UInt64(littleEndian: record.load(fromByteOffset: offset, as: UInt64.self))
+        }
+        let crc = UInt32(
+            littleEndian: record.load(fromByteOffset: RecordOffset.crc, as: UInt32.self))
+        guard crc == ftvm_crc32c(0, record, RecordOffset.crc),
+            word(RecordOffset.epoch) == epoch.number
+        else { return nil }
+        return LogPositions(
+            output: word(RecordOffset.outputLog), input: word(RecordOffset.inputLog),
+            disk: word(RecordOffset.diskLog))
+    }
+
     /// Reads the record of a slot; the cause of the error says what is wrong with it.
     init(records: UnsafeRawBufferPointer, slot: Int, stateSlotBytes: UInt64) throws {
         let block = FormatBlock(

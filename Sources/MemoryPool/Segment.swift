@@ -58,6 +58,11 @@ package final class Segment: @unchecked Sendable {
     let flagsWord: UnsafeMutablePointer<UInt64>
     let overflowWord: UnsafeMutablePointer<UInt64>
     private let releaseAddressWord: UnsafeMutablePointer<UInt64>
+    private let releasedWord: UnsafeMutablePointer<UInt64>
+    /// Frames that the guest sent; nil in a segment of version 1.0.
+    package let outputLog: FrameLog?
+    /// Frames that reached the guest; nil in a segment of version 1.0.
+    package let inputLog: FrameLog?
     let undoIndex: UnsafeMutableRawPointer
     let undoImages: UnsafeMutableRawPointer
 
@@ -124,6 +129,16 @@ package final class Segment: @unchecked Sendable {
         flagsWord = word(SegmentFormat.liveFlags)
         overflowWord = word(SegmentFormat.liveOverflowEpoch)
         releaseAddressWord = word(SegmentFormat.liveReleaseAddress)
+        releasedWord = word(SegmentFormat.liveReleased)
+        let controlStart = control
+        func log(_ area: SegmentArea, _ head: Int) -> FrameLog? {
+            guard area.bytes > 0 else { return nil }
+            return FrameLog(
+                base: controlStart + Int(area.offset), capacityBytes: area.bytes,
+                headWord: word(head), writable: writable)
+        }
+        outputLog = log(header.outputLog, SegmentFormat.liveOutputHead)
+        inputLog = log(header.inputLog, SegmentFormat.liveInputHead)
         undoIndex = control + Int(header.undoIndex.offset)
         undoImages = control + Int(header.undoImages.offset)
     }
@@ -271,6 +286,17 @@ extension Segment {
         set {
             requireWriteAccess()
             ftvm_atomic_store_u64(releaseAddressWord, newValue)
+        }
+    }
+}
+
+extension Segment {
+    /// Position in the output log below which every frame has been written to the network.
+    package var releasedOutput: UInt64 {
+        get { ftvm_atomic_load_u64(releasedWord) }
+        set {
+            requireWriteAccess()
+            ftvm_atomic_store_u64(releasedWord, newValue)
         }
     }
 }

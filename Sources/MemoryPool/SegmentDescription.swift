@@ -45,6 +45,22 @@ package struct SegmentDescription: Hashable, Sendable, Codable {
         package let problem: String?
     }
 
+    /// A log of frames.
+    package struct FrameLogDescription: Hashable, Sendable, Codable {
+        package let capacityBytes: UInt64
+        /// Where the next frame will be put.
+        package let head: UInt64
+        /// How far it belongs to the last commit; nil if the current record is damaged.
+        package let committed: UInt64?
+        /// The output log: how far it has been sent.
+        package let released: UInt64?
+        /// Frames not sent yet (output), or of the epoch that is not committed (input).
+        package let frames: UInt64
+        package let frameBytes: UInt64
+    }
+
+    package var outputLog: FrameLogDescription?
+    package var inputLog: FrameLogDescription?
     package var pool: PoolName
     package var name: String
     /// What is wrong, one sentence each; empty for a sound segment.
@@ -95,6 +111,15 @@ extension SegmentDescription: CustomStringConvertible {
                 "\(used) of \(undo.capacity.map { "\($0)" } ?? "unknown") entries used, "
                     + "start \(undo.start.map { "\($0)" } ?? "unknown"), head \(undo.head)")
             for entry in undo.entries { add("entry \(entry.sequence)", describe(entry)) }
+        }
+        for (label, log) in [("output log", outputLog), ("input log", inputLog)] {
+            guard let log else { continue }
+            add(
+                label,
+                "\(log.frames) frames, \(log.frameBytes) bytes "
+                    + (log.released == nil ? "after the commit" : "not sent yet")
+                    + "; head \(log.head), committed \(log.committed.map { "\($0)" } ?? "unknown")"
+                    + (log.released.map { ", sent \($0)" } ?? ""))
         }
         return lines.joined(separator: "\n")
     }

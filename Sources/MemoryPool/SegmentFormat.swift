@@ -6,7 +6,7 @@ package enum SegmentFormat {
     /// "FTVM-SEG" as a little-endian word.
     package static let magic: UInt64 = 0x4745_532D_4D56_5446
     package static let majorVersion: UInt32 = 1
-    package static let minorVersion: UInt32 = 0
+    package static let minorVersion: UInt32 = 1
 
     static let headerBytes = 512
     static let liveOffset: UInt64 = 4096
@@ -22,6 +22,9 @@ package enum SegmentFormat {
     static let liveFlags = 128
     static let liveOverflowEpoch = 192
     static let liveReleaseAddress = 256
+    static let liveOutputHead = 320
+    static let liveReleased = 384
+    static let liveInputHead = 448
     static let numaWords = 16
 
     /// Larger than any segment that can exist; keeps the arithmetic far from overflow.
@@ -62,9 +65,11 @@ package struct SegmentHeader: Hashable, Sendable {
     package let states: SegmentArea
     package let undoIndex: SegmentArea
     package let undoImages: SegmentArea
-    /// Reserved for the disk log and the input log of a later minor version.
+    /// Reserved for the disk log of a later minor version.
     package let diskLog: SegmentArea
+    /// Rings of frames, since version 1.1; none in a segment of version 1.0.
     package let inputLog: SegmentArea
+    package let outputLog: SegmentArea
     /// NUMA nodes that the memory was asked from, rising; empty: no wish.
     package let numaNodes: [Int]
 }
@@ -95,6 +100,13 @@ extension SegmentHeader {
                 "room of \(specification.stateSlotBytes) bytes for the device state is not possible"
             )
         }
+        for bytes in [specification.outputLogBytes, specification.inputLogBytes] {
+            guard bytes >= SegmentSpecification.minimumFrameLogBytes, bytes <= 1 << 32 else {
+                throw FtvmError(
+                    .invalidArgument, "a log of \(bytes) bytes for frames is not possible",
+                    advice: "give \(SegmentSpecification.minimumFrameLogBytes) bytes to 4 GiB")
+            }
+        }
         majorVersion = SegmentFormat.majorVersion
         minorVersion = SegmentFormat.minorVersion
         uuidBytes = try SegmentSpecification.uuidBytes(specification.uuid)
@@ -113,10 +125,13 @@ extension SegmentHeader {
         undoIndex = SegmentArea(
             offset: states.end,
             bytes: roundUp(undoCapacity * UInt64(SegmentFormat.undoEntryBytes), to: 4096))
+        outputLog = SegmentArea(
+            offset: undoIndex.end, bytes: roundUp(specification.outputLogBytes, to: 4096))
+        inputLog = SegmentArea(
+            offset: outputLog.end, bytes: roundUp(specification.inputLogBytes, to: 4096))
         undoImages = SegmentArea(
-            offset: roundUp(undoIndex.end, to: pageSizeBytes), bytes: undoCapacity * pageSizeBytes)
+            offset: roundUp(inputLog.end, to: pageSizeBytes), bytes: undoCapacity * pageSizeBytes)
         diskLog = .none
-        inputLog = .none
         controlFileBytes = roundUp(undoImages.end, to: pageSizeBytes)
         numaNodes = Set(specification.numaNodes).sorted()
     }
@@ -136,7 +151,7 @@ private enum HeaderOffset {
     static let magic = 0, majorVersion = 8, minorVersion = 12, uuid = 16
     static let memoryBytes = 32, ramFileBytes = 40, controlFileBytes = 48, pageSizeBytes = 56
     static let pageCount = 64, undoCapacity = 72, creationGeneration = 80, stateSlotBytes = 88
-    static let areas = 96, numaNodes = 208, crc = 508
+    static let areas = 96, numaNodes = 208, outputLog = 336, crc = 508
 }
 
 extension SegmentHeader {
@@ -165,6 +180,8 @@ extension SegmentHeader {
             block.put(area.offset, at: HeaderOffset.areas + 16 * index)
             block.put(area.bytes, at: HeaderOffset.areas + 16 * index + 8)
         }
+        block.put(outputLog.offset, at: HeaderOffset.outputLog)
+        block.put(outputLog.bytes, at: HeaderOffset.outputLog + 8)
         for word in 0..<SegmentFormat.numaWords {
             let bits = numaNodes.filter { $0 / 64 == word }.reduce(UInt64(0)) {
                 $0 | 1 << ($1 % 64)
@@ -219,6 +236,9 @@ extension SegmentHeader {
         }
         (live, records, states) = (areas[0], areas[1], areas[2])
         (undoIndex, undoImages, diskLog, inputLog) = (areas[3], areas[4], areas[5], areas[6])
+        outputLog = SegmentArea(
+            offset: block.get(at: HeaderOffset.outputLog),
+            bytes: block.get(at: HeaderOffset.outputLog + 8))
         numaNodes = (0..<SegmentFormat.numaWords * 64).filter { node in
             let word: UInt64 = block.get(at: HeaderOffset.numaNodes + 8 * (node / 64))
             return word >> (node % 64) & 1 == 1
@@ -254,14 +274,19 @@ extension SegmentHeader {
             return "an undo log of \(undoCapacity) entries"
         }
         let needed: [(String, SegmentArea, UInt64, UInt64)] = [
-            ("live words", live, 256, 64),
+            ("live words", live, 512, 64),
             ("commit records", records, UInt64(2 * SegmentFormat.recordStride), 64),
             ("device states", states, stateSlotBytes * SegmentFormat.stateSlots, 4096),
             ("undo index", undoIndex, undoCapacity * UInt64(SegmentFormat.undoEntryBytes), 64),
             ("undo images", undoImages, undoCapacity * pageSizeBytes, pageSizeBytes),
             ("disk log", diskLog, 0, 1),
-            ("input log", inputLog, 0, 1),
+            ("input log", inputLog, 0, 8), ("output log", outputLog, 0, 8),
         ]
+        for log in [inputLog, outputLog] where log.bytes > 0 {
+            if log.bytes < SegmentSpecification.minimumFrameLogBytes || log.bytes % 8 != 0 {
+                return "a frame log of \(log.bytes) bytes"
+            }
+        }
         var end = UInt64(SegmentFormat.headerBytes)
         let present = needed.filter { $0.1.bytes > 0 || $0.2 > 0 }
         for (name, area, bytes, alignment) in present.sorted(by: { $0.1.offset < $1.1.offset }) {

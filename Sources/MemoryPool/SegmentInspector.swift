@@ -77,7 +77,54 @@ struct SegmentInspector {
         if let start, start > head || (header.map { head - start > $0.undoCapacity } ?? false) {
             description.problems.append("the undo log reaches from \(start) to \(head)")
         }
+        if let header { describeFrameLogs(header, current?.record?.logs, &description) }
         return description
+    }
+
+    private func describeFrameLogs(
+        _ header: SegmentHeader, _ committed: LogPositions?,
+        _ description: inout SegmentDescription
+    ) {
+        let released = liveWord(SegmentFormat.liveReleased, in: header.live) ?? 0
+        func log(
+            _ name: String, _ area: SegmentArea, _ headOffset: Int, from start: UInt64,
+            _ committed: UInt64?, _ released: UInt64?
+        ) -> SegmentDescription.FrameLogDescription? {
+            guard area.bytes > 0, area.end <= UInt64(control.count), let base = control.baseAddress,
+                let headWord = liveWord(headOffset, in: header.live)
+            else { return nil }
+            var word = headWord
+            var frames: UInt64 = 0
+            var bytes: UInt64 = 0
+            withUnsafeMutablePointer(to: &word) { pointer in
+                let log = FrameLog(
+                    base: UnsafeMutableRawPointer(mutating: base + Int(area.offset)),
+                    capacityBytes: area.bytes, headWord: pointer, writable: false)
+                var position = start
+                walk: while true {
+                    switch log.frame(at: position, before: headWord) {
+                    case .frame(let frame):
+                        frames += 1
+                        bytes += UInt64(frame.bytes.count)
+                        position = frame.end
+                    case .end: break walk
+                    case .damaged:
+                        description.problems.append(
+                            "the \(name) log is damaged at position \(position)")
+                        break walk
+                    }
+                }
+            }
+            return SegmentDescription.FrameLogDescription(
+                capacityBytes: area.bytes, head: headWord, committed: committed,
+                released: released, frames: frames, frameBytes: bytes)
+        }
+        description.outputLog = log(
+            "output", header.outputLog, SegmentFormat.liveOutputHead, from: released,
+            committed?.output, released)
+        description.inputLog = log(
+            "input", header.inputLog, SegmentFormat.liveInputHead, from: committed?.input ?? 0,
+            committed?.input, nil)
     }
 
     /// An area where the header says, or, if the header is damaged, where version 1 puts it.
@@ -194,6 +241,7 @@ extension SegmentDescription.Header {
             "live": header.live, "records": header.records, "states": header.states,
             "undo-index": header.undoIndex, "undo-images": header.undoImages,
             "disk-log": header.diskLog, "input-log": header.inputLog,
+            "output-log": header.outputLog,
         ].filter { $0.value.bytes > 0 }
         numaNodes = header.numaNodes
     }

@@ -12,6 +12,10 @@ package struct SegmentSpecification: Sendable {
     package var undoLogBytes: UInt64?
     /// Room for one saved device state in bytes; there are two. Rounded up to 4 KiB.
     package var stateSlotBytes: UInt64
+    /// Room for frames that wait for their commit, in bytes, and for frames that a promoted guest would be given
+    /// again. Rounded up to 4 KiB.
+    package var outputLogBytes: UInt64
+    package var inputLogBytes: UInt64
     /// NUMA nodes that the segment's memory must come from; empty: wherever the kernel puts it.
     package var numaNodes: [Int]
     /// The generation that may write first.
@@ -19,10 +23,16 @@ package struct SegmentSpecification: Sendable {
 
     package static let defaultStateSlotBytes: UInt64 = 4 << 20
     package static let minimumUndoLogBytes: UInt64 = 64 << 20
+    package static let defaultOutputLogBytes: UInt64 = 16 << 20
+    package static let defaultInputLogBytes: UInt64 = 8 << 20
+    /// A few of the largest frames.
+    package static let minimumFrameLogBytes: UInt64 = 256 << 10
 
     package init(
         name: String, uuid: String, memoryBytes: UInt64, undoLogBytes: UInt64? = nil,
         stateSlotBytes: UInt64 = SegmentSpecification.defaultStateSlotBytes,
+        outputLogBytes: UInt64 = SegmentSpecification.defaultOutputLogBytes,
+        inputLogBytes: UInt64 = SegmentSpecification.defaultInputLogBytes,
         numaNodes: [Int] = [], generation: Generation = Generation(1)
     ) {
         self.name = name
@@ -30,6 +40,8 @@ package struct SegmentSpecification: Sendable {
         self.memoryBytes = memoryBytes
         self.undoLogBytes = undoLogBytes
         self.stateSlotBytes = stateSlotBytes
+        self.outputLogBytes = outputLogBytes
+        self.inputLogBytes = inputLogBytes
         self.numaNodes = numaNodes
         self.generation = generation
     }

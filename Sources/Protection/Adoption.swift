@@ -10,11 +10,13 @@ extension PrimaryDriver {
     /// and resumes a guest that the dead one had stopped in the middle of a commit.
     ///
     /// The tracker comes first and without a word to QEMU: its main thread, which serves the monitor, may itself be
-    /// waiting for a protected page. `connect` is called when that has been seen to.
+    /// waiting for a protected page, or for somebody to empty the gate's sockets. `connect` is called when that has been
+    /// seen to.
+    /// - Parameter nics: all NICs of the guest.
     /// - Throws: `.failedPrecondition` when the QEMU does not carry what a primary carries: then it is not one.
     package static func adopt(
-        process: QEMUProcess, segment: Segment, generation: Generation,
-        connect: () throws -> any Monitor
+        process: QEMUProcess, segment: Segment, generation: Generation, injector: InjectorProcess,
+        nics: [GuestNIC] = [], connect: () throws -> any Monitor
     ) throws -> PrimaryDriver {
         guard let preparation = try Preparation.found(in: process),
             let memory = try process.memory(mappedFrom: segment),
@@ -33,10 +35,16 @@ extension PrimaryDriver {
             try tracking.tracker.start(epoch: segment.position.epoch.next)
             FaultPoint.reached("adoption.tracking")
             do {
+                let (monitor, gate) = try connectBehindGate(
+                    process: process, segment: segment, generation: generation,
+                    injector: injector, nics: nics, connect: connect)
                 let driver = try PrimaryDriver(
-                    process: process, memory: memory, segment: segment, monitor: connect(),
-                    preparation: preparation, generation: generation, tracking: tracking)
+                    process: process, memory: memory, segment: segment, monitor: monitor,
+                    preparation: preparation, generation: generation, gate: gate,
+                    tracking: tracking)
                 if segment.flags.contains(.pausedByCommit) { try driver.committer.resume() }
+                FaultPoint.reached("adoption.resumed")
+                _ = try gate?.release()
                 return driver
             } catch {
                 tracking.tracker.stop()
@@ -44,6 +52,39 @@ extension PrimaryDriver {
             }
         } catch {
             preparation.closeAll()
+            throw error
+        }
+    }
+
+    /// Connects to the monitor while the gate's sockets are being emptied, and puts the gate in order.
+    private static func connectBehindGate(
+        process: QEMUProcess, segment: Segment, generation: Generation, injector: InjectorProcess,
+        nics: [GuestNIC], connect: () throws -> any Monitor
+    ) throws -> (any Monitor, NetworkGate?) {
+        let attachment = try GateAttachment.found(in: process)
+        // A segment of format 1.0 has no room for frames: its guest goes on as it was protected.
+        guard segment.outputLog != nil else { return (try connect(), nil) }
+        let found = try attachment.map {
+            try NetworkGate($0, segment: segment, generation: generation)
+        }
+        do {
+            let pump = try found.map { try GatePump($0) }
+            let monitor: any Monitor
+            do {
+                defer { pump?.stop() }
+                monitor = try connect()
+                // It answers: QEMU has nothing to wait for any more.
+                _ = try monitor.status()
+            }
+            FaultPoint.reached("adoption.connected")
+            return (
+                monitor,
+                try NetworkGate.settled(
+                    found, process: process, monitor: monitor, segment: segment,
+                    generation: generation, nics: nics, injector: injector)
+            )
+        } catch {
+            found?.close()
             throw error
         }
     }

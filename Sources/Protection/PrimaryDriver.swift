@@ -15,6 +15,11 @@ package final class PrimaryDriver: @unchecked Sendable {
     package let committer: Committer
     let tracker: PageTracker
     let preparation: Preparation
+    /// nil for a guest without NICs.
+    package let gate: NetworkGate?
+    /// NICs without a gate, and when they were looked for last.
+    private var ungated: (names: [String], atNanoseconds: UInt64) = ([], 0)
+    private static let ungatedPeriodNanoseconds: UInt64 = 1_000_000_000
     private var loop: EpochLoop?
     private let request: CommitRequest
 
@@ -42,13 +47,15 @@ package final class PrimaryDriver: @unchecked Sendable {
 
     init(
         process: QEMUProcess, memory: GuestMemory, segment: Segment, monitor: any Monitor,
-        preparation: Preparation, generation: Generation, tracking: Tracking? = nil
+        preparation: Preparation, generation: Generation, gate: NetworkGate?,
+        tracking: Tracking? = nil
     ) throws {
         self.process = process
         self.memory = memory
         self.segment = segment
         self.monitor = monitor
         self.preparation = preparation
+        self.gate = gate
         let tracking =
             try tracking
             ?? Tracking(
@@ -58,7 +65,7 @@ package final class PrimaryDriver: @unchecked Sendable {
         tracker = tracking.tracker
         committer = Committer(
             monitor: monitor, segment: segment, tracker: tracker, generation: generation,
-            channel: preparation.channel)
+            channel: preparation.channel, gate: gate)
     }
 
     // MARK: - Running
@@ -87,6 +94,7 @@ package final class PrimaryDriver: @unchecked Sendable {
         stopEpochs()
         tracker.stop()
         preparation.closeAll()
+        gate?.close()
         segment.releaseManagerLock()
     }
 
@@ -104,12 +112,37 @@ package final class PrimaryDriver: @unchecked Sendable {
         figures.faults = tracker.faultCount
         figures.loggedAheadPages = tracker.loggedAheadCount
         figures.overflows = tracker.overflowCount
-        return (figures, failure)
+        return (figures, failure ?? ungatedFailure())
     }
 
-    /// The last commit before a hand-over: the guest does not run again here. The caller kills the QEMU.
+    /// Figures of the network gate; nil for a guest without NICs.
+    package func gateFigures() -> GateFigures? { gate?.figures() }
+
+    /// A NIC that somebody has added to the running guest has no gate: clients of it may see what a failover rolls back.
+    /// A look into /proc tells, at most once a second.
+    private func ungatedFailure() -> FtvmError? {
+        let now = MonotonicClock.nowNanoseconds()
+        if now &- ungated.atNanoseconds >= Self.ungatedPeriodNanoseconds {
+            ungated = (process.taps(besides: gate?.attachment.ports.map(\.nic) ?? []), now)
+        }
+        guard !ungated.names.isEmpty else { return nil }
+        return FtvmError(
+            .failedPrecondition,
+            "packets of interface \(ungated.names.joined(separator: ", ")) are not held back",
+            cause:
+                "it was added while the domain was protected, and a waiting QEMU does not have it",
+            advice: "detach it; or disable the domain and enable it again")
+    }
+
+    /// The last commit before a hand-over: the guest does not run again here. The caller kills the QEMU. Its last frames
+    /// have left when this returns; what a slow network has not taken by then the next primary sends.
     package func commitAndStayStopped() throws {
         stopEpochs()
         _ = try committer.commit(.stayStopped)
+        guard let gate else { return }
+        try gate.releaseWaiting()
+        // What has come for the guest meanwhile it gets from the next primary.
+        _ = try gate.collect()
+        FaultPoint.reached("gate.handed-over")
     }
 }

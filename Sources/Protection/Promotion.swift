@@ -14,6 +14,9 @@ package struct PromotionReport: Sendable, Hashable {
     package var injectionNanoseconds: UInt64 = 0
     package var protectionNanoseconds: UInt64 = 0
     package var loadNanoseconds: UInt64 = 0
+    /// Switching the gate on, sending and replaying.
+    package var gateNanoseconds: UInt64 = 0
+    package var gate = GatePromotionReport()
     package var resumeNanoseconds: UInt64 = 0
     /// From the beginning of the promotion to the guest running.
     package var totalNanoseconds: UInt64 = 0
@@ -45,6 +48,7 @@ extension PrimaryDriver {
                 cause: "the primary was lost before its first commit")
         }
         let rollback = try segment.rollBack()
+        segment.cutOutput(to: record.logs)
         FaultPoint.reached("promotion.rolled-back")
         var report = PromotionReport(rollback: rollback)
         report.rollbackNanoseconds = clock.step()
@@ -63,7 +67,8 @@ extension PrimaryDriver {
         do {
             driver = try PrimaryDriver(
                 process: secondary.process, memory: secondary.memory, segment: segment,
-                monitor: secondary.monitor, preparation: preparation, generation: generation)
+                monitor: secondary.monitor, preparation: preparation, generation: generation,
+                gate: secondary.gate(segment, generation))
         } catch {
             preparation.closeAll()
             throw error
@@ -88,6 +93,11 @@ extension PrimaryDriver {
         try load(stream: stream, monitor: monitor)
         FaultPoint.reached("promotion.loaded")
         report.loadNanoseconds = clock.step()
+        if let gate {
+            // QEMU's announcement of the loaded guest has passed the gate while it was off.
+            report.gate = try gate.open(after: report.rollback.commit.logs, monitor: monitor)
+        }
+        report.gateNanoseconds = clock.step()
         segment.removeFlags(.pausedByCommit)
         try monitor.cont(timeoutMilliseconds: Committer.commandTimeoutMilliseconds)
         FaultPoint.reached("promotion.running")

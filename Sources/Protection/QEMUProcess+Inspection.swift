@@ -56,6 +56,11 @@ extension QEMUProcess {
         return String(decoding: buffer[..<length].map { UInt8(bitPattern: $0) }, as: UTF8.self)
     }
 
+    /// What its descriptors are links to.
+    package func descriptorLinks() -> [String] {
+        descriptors(linkedTo: "").compactMap { descriptorLink($0) }
+    }
+
     /// Our own duplicate of one of the process's descriptors.
     package func duplicate(descriptor: Int32) throws -> Int32 {
         let pidfd = ftvm_pidfd_open(processID)

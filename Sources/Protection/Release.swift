@@ -18,6 +18,7 @@ extension PrimaryDriver {
         // From here on nothing is logged: a rollback is refused, whoever may ask for one.
         segment.markOverflow(epoch: segment.position.epoch.next)
         segment.insertFlags(.disabling)
+        try giveBackNetwork(injector: injector)
         tracker.stop()
         // What a release that was interrupted had made goes first. (One that dies between the injection and the note
         // leaves address space that nothing was written to.)
@@ -34,6 +35,26 @@ extension PrimaryDriver {
         }
         preparation.closeAll()
         segment.releaseManagerLock()
+    }
+
+    /// No state of the guest is gone back to from here on, so nothing has to wait for a commit: what is held goes out,
+    /// and the gate goes, before the memory is moved (which may take long). The guest stands still for a moment, so that
+    /// its frames keep their order.
+    private func giveBackNetwork(injector: InjectorProcess) throws {
+        guard let gate else { return }
+        let wasRunning = try monitor.status().running
+        if wasRunning { segment.insertFlags(.pausedByCommit) }
+        FaultPoint.reached("release.network")
+        try monitor.stop(timeoutMilliseconds: Committer.stopTimeoutMilliseconds)
+        do {
+            try gate.letOut(monitor: monitor)
+        } catch {
+            if wasRunning { try? committer.resume() }
+            throw error
+        }
+        if wasRunning { try committer.resume() }
+        try GateAttachment.remove(from: process, monitor: monitor, injector: injector)
+        gate.close()
     }
 
     /// Takes the private memory away again that was to become the guest's. Not once it has: its old place is QEMU's then,

@@ -17,10 +17,12 @@ extension PrimaryDriver {
     ///
     /// If anything fails before the file is mapped, the guest goes on as it was. If this process dies, a successor
     /// calls `abandonTakeOver` and then this again; it goes on from wherever things stand.
-    /// - Parameter lock: descriptor with the primary lock, taken by the caller; the QEMU keeps it from here on.
+    /// - Parameters:
+    ///   - lock: descriptor with the primary lock, taken by the caller; the QEMU keeps it from here on.
+    ///   - nics: all NICs of the guest.
     package static func takeOver(
         process: QEMUProcess, memory: GuestMemory, monitor: any Monitor, segment: Segment,
-        generation: Generation, lock: Int32, injector: InjectorProcess,
+        generation: Generation, lock: Int32, injector: InjectorProcess, nics: [GuestNIC] = [],
         progress: @escaping @Sendable (TakeOverStep) -> Void
     ) throws -> PrimaryDriver {
         let isInSegment =
@@ -30,7 +32,12 @@ extension PrimaryDriver {
             isInSegment || segment.position.epoch.number == 0, "a segment of which nobody runs")
         try takeUp(segment, generation)
         let preparation = try Preparation.install(in: process, lock: lock, injector: injector)
+        var attachment: GateAttachment?
         do {
+            if !nics.isEmpty {
+                attachment = try GateAttachment.install(
+                    in: process, monitor: monitor, nics: nics, injector: injector)
+            }
             if isInSegment {
                 segment.insertFlags(.pausedByCommit)
                 try monitor.stop(timeoutMilliseconds: Committer.stopTimeoutMilliseconds)
@@ -39,11 +46,18 @@ extension PrimaryDriver {
                     process: process, memory: memory, monitor: monitor, segment: segment,
                     preparation: preparation, injector: injector, progress: progress)
             }
+            // The guest stands still: all frames of its first epoch are held, and none of before.
+            try attachment?.setFilters(on: true, monitor: monitor)
+            FaultPoint.reached("takeover.gated")
+            let gate = try attachment.map {
+                try NetworkGate($0, segment: segment, generation: generation)
+            }
             return try firstCommit(
                 PrimaryDriver(
                     process: process, memory: memory, segment: segment, monitor: monitor,
-                    preparation: preparation, generation: generation))
+                    preparation: preparation, generation: generation, gate: gate))
         } catch {
+            attachment?.closeAll()
             preparation.closeAll()
             try? abandonTakeOver(
                 process: process, monitor: monitor, segment: segment, injector: injector)
@@ -72,6 +86,9 @@ extension PrimaryDriver {
     ) throws {
         let lockFile = try segment.openLock()
         defer { Glibc.close(lockFile) }
+        try process.releaseFaults()
+        try NetworkGate.giveBack(
+            process: process, monitor: monitor, segment: segment, injector: injector)
         try Preparation.remove(
             from: process, lockFile: lockFile, injector: injector)
         guard segment.flags.contains(.pausedByCommit) else { return }

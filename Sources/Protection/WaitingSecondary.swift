@@ -10,18 +10,26 @@ package final class WaitingSecondary: @unchecked Sendable {
     package let process: QEMUProcess
     package let memory: GuestMemory
     package let monitor: any Monitor
+    /// Its gate, switched off; nil for a guest without NICs.
+    let attachment: GateAttachment?
 
-    private init(process: QEMUProcess, memory: GuestMemory, monitor: any Monitor) {
+    private init(
+        process: QEMUProcess, memory: GuestMemory, monitor: any Monitor,
+        attachment: GateAttachment?
+    ) {
         self.process = process
         self.memory = memory
         self.monitor = monitor
+        self.attachment = attachment
     }
 
     /// Makes a QEMU that was started with `-incoming defer` a secondary: maps the segment's RAM over its own,
     /// with a descriptor that was opened read-only, so that the kernel itself refuses write access until the
     /// promotion. May be repeated: a restarted ftvmd finds the mapping in place and leaves it.
+    /// - Parameter nics: all NICs of the guest, as they are on this host.
     package static func prepare(
-        process: QEMUProcess, monitor: any Monitor, segment: Segment, injector: InjectorProcess
+        process: QEMUProcess, monitor: any Monitor, segment: Segment, injector: InjectorProcess,
+        nics: [GuestNIC] = []
     ) throws -> WaitingSecondary {
         let memory = try GuestMemory.locate(monitor: monitor, expectedBytes: segment.memoryBytes)
         let file = try FileIdentity(descriptor: segment.ramDescriptor)
@@ -41,7 +49,29 @@ package final class WaitingSecondary: @unchecked Sendable {
                 .internalError, "the secondary's memory is not the segment, read-only",
                 cause: "/proc/\(process.processID)/maps shows another mapping after the injection")
         }
-        return WaitingSecondary(process: process, memory: memory, monitor: monitor)
+        return WaitingSecondary(
+            process: process, memory: memory, monitor: monitor,
+            attachment: try attachment(
+                in: process, monitor: monitor, nics: nics, injector: injector))
+    }
+
+    /// The gate of the primary that it becomes; nil without NICs, or on a segment of format 1.0.
+    func gate(_ segment: Segment, _ generation: Generation) throws -> NetworkGate? {
+        guard let attachment, segment.outputLog != nil else { return nil }
+        return try NetworkGate(attachment, segment: segment, generation: generation)
+    }
+
+    private static func attachment(
+        in process: QEMUProcess, monitor: any Monitor, nics: [GuestNIC], injector: InjectorProcess
+    ) throws -> GateAttachment? {
+        guard !nics.isEmpty else { return nil }
+        if let found = try GateAttachment.found(in: process),
+            try found.isComplete(for: nics, monitor: monitor)
+        {
+            return found
+        }
+        return try GateAttachment.install(
+            in: process, monitor: monitor, nics: nics, injector: injector)
     }
 }
 

@@ -13,6 +13,12 @@ package final class GuestQEMU {
         package var vcpus = 1
         package var dirtyPagesPerSecond = 20_000
         package var checkMiB = 48
+        /// On the guest's kernel command line.
+        package var kernelArguments: [String] = []
+        /// For QEMU.
+        package var arguments: [String] = []
+        /// Path of a network namespace for QEMU to be in; nil: the test's own.
+        package var networkNamespace: String?
         package init() {}
         package var description: String { "\(memoryMiB) MiB, \(vcpus) vCPU" }
     }
@@ -42,18 +48,21 @@ package final class GuestQEMU {
         serialPath = directory.appendingPathComponent("serial\(number).log").path
         let guest = Self.guestDirectory
         process = Process()
-        process.executableURL = URL(fileURLWithPath: "/usr/bin/qemu-system-x86_64")
+        let program = "/usr/bin/qemu-system-x86_64"
+        process.executableURL = URL(
+            fileURLWithPath: shape.networkNamespace == nil ? program : "/usr/bin/nsenter")
         process.arguments =
-            [
+            (shape.networkNamespace.map { ["--net=" + $0, program] } ?? []) + [
                 "-M", "pc", "-accel", "tcg,thread=multi", "-m", "\(shape.memoryMiB)",
                 "-smp", "\(shape.vcpus)", "-nodefaults", "-display", "none",
                 "-kernel", guest + "/vmlinuz", "-initrd", guest + "/initrd",
                 "-append",
                 "console=ttyS0 quiet ftvm.check_mib=\(shape.checkMiB) "
-                    + "ftvm.dirty_pages_per_second=\(shape.dirtyPagesPerSecond)",
+                    + "ftvm.dirty_pages_per_second=\(shape.dirtyPagesPerSecond) "
+                    + shape.kernelArguments.joined(separator: " "),
                 "-serial", "file:" + serialPath, "-device", "virtio-rng-pci",
                 "-qmp", "unix:\(socket),server=on,wait=off",
-            ] + (waiting ? ["-incoming", "defer", "-S"] : [])
+            ] + shape.arguments + (waiting ? ["-incoming", "defer", "-S"] : [])
         process.standardError = FileHandle(
             forWritingAtPath: "/dev/null")
         try process.run()

@@ -18,6 +18,13 @@ import Testing
                 epoch: Epoch(epoch), generation: Generation(1), stateLength: 5)
         }
         #expect(segment.appendUndo(firstPage: 6, count: 2, epoch: Epoch(3)) == .appended)
+        let log = try #require(segment.outputLog)
+        for (length, nic) in [(33, 2), (16, 0)] {
+            let frame = [UInt8](repeating: 0xab, count: length)
+            #expect(
+                log.append(frame, count: length, nic: nic, headerBytes: 12, keepingFrom: 0))
+        }
+        segment.releasedOutput = 64
     }
 
     /// Flips a bit of the control file, as `Documentation/SegmentFormat.md` numbers its bytes.
@@ -46,7 +53,7 @@ import Testing
     @Test func theFormatIsTheDocumentedOne() throws {
         let control = try #require(FileManager.default.contents(atPath: home.path("vm", "control")))
         #expect(String(decoding: control[..<8], as: UTF8.self) == "FTVM-SEG")
-        #expect(try word(8) == 1)
+        #expect(try word(8) == 1 | 1 << 32)
         #expect(control[16..<20] == Data([0x0f, 0x1e, 0x2d, 0x3c]))
         #expect(try word(32) == 16 * 4096)
         #expect(try word(40) == 16 * 4096)
@@ -57,13 +64,23 @@ import Testing
         #expect(try word(80) == 1)
         #expect(try word(88) == 8192)
         let areas: [(UInt64, UInt64)] = [
-            (4096, 4096), (8192, 4096), (12288, 16384), (28672, 4096), (32768, 32768), (0, 0),
-            (0, 0),
+            (4096, 4096), (8192, 4096), (12288, 16384), (28672, 4096), (557056, 32768), (0, 0),
+            (294912, 262144),
         ]
         for (index, area) in areas.enumerated() {
             #expect(try word(96 + 16 * UInt64(index)) == area.0)
             #expect(try word(104 + 16 * UInt64(index)) == area.1)
         }
+        #expect(try word(336) == 32768)
+        #expect(try word(344) == 262144)
+        // The heads of the frame logs, and how far the output was sent.
+        #expect(try word(4096 + 320) == 104)
+        #expect(try word(4096 + 384) == 64)
+        #expect(try word(4096 + 448) == 0)
+        // The first record of the output log: length, NIC, kind, header; position.
+        #expect(try word(32768) == 33 | 2 << 32 | 1 << 48 | 12 << 56)
+        #expect(try word(32776) == 0)
+        #expect(control[32792..<32825] == Data(repeating: 0xab, count: 33))
         #expect(try word(4096) == 1 << 40 | 2)
         #expect(try word(4160) == 2)
         // Record 0 is of epoch 2, record 1 of epoch 1.
@@ -81,7 +98,7 @@ import Testing
         #expect(try word(28712) == 7)
     }
 
-    @Test(arguments: [16, 33, 72, 96, 207, 215, 400, 507, 508] as [UInt64])
+    @Test(arguments: [16, 33, 72, 96, 207, 215, 340, 400, 507, 508] as [UInt64])
     func aDamagedHeaderIsRefused(offset: UInt64) throws {
         try damage(offset)
         let error = try openFails(.dataCorrupted)

@@ -129,6 +129,9 @@ func eventually(_ condition: () throws -> Bool) rethrows -> Bool {
 
 let testUUID = "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0"
 
+/// The smallest frame log.
+let smallLogBytes = SegmentSpecification.minimumFrameLogBytes
+
 /// A small segment: `pages` pages of RAM, `undo` entries.
 func smallSegment(
     _ name: String = "vm", pages: UInt64 = 16, undo: UInt64 = 8, pageBytes: UInt64 = 4096,
@@ -136,7 +139,8 @@ func smallSegment(
 ) -> SegmentSpecification {
     SegmentSpecification(
         name: name, uuid: testUUID, memoryBytes: pages * pageBytes, undoLogBytes: undo * pageBytes,
-        stateSlotBytes: 8192, generation: generation)
+        stateSlotBytes: 8192, outputLogBytes: smallLogBytes, inputLogBytes: smallLogBytes,
+        generation: generation)
 }
 
 /// Runs `body`, which must throw one of our errors, and gives the error.

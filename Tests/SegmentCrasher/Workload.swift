@@ -1,3 +1,4 @@
+import MemoryPool
 import Model
 
 /// A small generator (SplitMix64, Steele et al. 2014): the same numbers in the process that is
@@ -11,6 +12,29 @@ package struct SeededGenerator: RandomNumberGenerator, Sendable {
         mixed = (mixed ^ (mixed >> 30)) &* 0xbf58_476d_1ce4_e5b9
         mixed = (mixed ^ (mixed >> 27)) &* 0x94d0_49bb_1331_11eb
         return mixed ^ (mixed >> 31)
+    }
+}
+
+/// The n-th frame of a writer of frames.
+package func testFrame(_ number: Int) -> [UInt8] {
+    var generator = SeededGenerator(seed: UInt64(number))
+    let length = Int.random(in: 14...9_000, using: &generator)
+    return (0..<length).map { UInt8(truncatingIfNeeded: $0 &* 31 &+ number) }
+}
+
+/// Logs frames as a gate does, of which all but the last 20 have been sent.
+package func writeFrames(_ segment: Segment, count: Int) throws {
+    guard let log = segment.outputLog else { return }
+    var ends: [UInt64] = []
+    for number in 0..<count {
+        let frame = testFrame(number)
+        guard
+            log.append(
+                frame, count: frame.count, nic: 0, headerBytes: 0,
+                keepingFrom: segment.releasedOutput)
+        else { throw FtvmError(.internalError, "the frame log is full") }
+        ends.append(log.head)
+        if ends.count > 20 { segment.releasedOutput = ends[ends.count - 21] }
     }
 }
 

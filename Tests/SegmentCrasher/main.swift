@@ -9,6 +9,7 @@ import Model
 //   segment-crasher recover POOL KIND NAME GENERATION POINT COUNT
 //   segment-crasher create  POOL KIND NAME PAGES POINT COUNT
 //   segment-crasher remove  POOL KIND NAME POINT COUNT
+//   segment-crasher frames  POOL KIND NAME FRAMES POINT COUNT
 //   segment-crasher race    POOL KIND NAME CASE      (see Races.swift)
 //   segment-crasher hold    POOL KIND NAME BYTE     (lock it, say so, wait for the end of input)
 //
@@ -59,6 +60,9 @@ enum Crasher {
         case ("remove", 2):
             killAt(rest[0], try number(rest[1]))
             try pool.removeSegment(name: name)
+        case ("frames", 3):
+            killAt(rest[1], try number(rest[2]))
+            try writeFrames(pool.openSegment(name: name, access: .write), count: number(rest[0]))
         case ("race", 1):
             say(try Races(pool, name).run(rest[0]), to: STDOUT_FILENO)
         case ("hold", 1):
