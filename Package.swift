@@ -164,8 +164,12 @@ let package = Package(
         .testTarget(
             name: "GuestClientsTests", dependencies: ["GuestClients"], swiftSettings: strict),
         .target(
-            name: "EndToEndSupport", dependencies: ["Lab", "ControlAPI", "Model"],
+            name: "EndToEndSupport", dependencies: ["GuestClients", "Lab", "ControlAPI", "Model"],
             path: "Tests/EndToEndSupport", swiftSettings: strict),
+        .testTarget(
+            name: "OutputEndToEndTests",
+            dependencies: ["EndToEndSupport", "GuestClients", "Lab", "ControlAPI", "Model"],
+            swiftSettings: strict),
         .testTarget(
             name: "EndToEndTests", dependencies: ["EndToEndSupport", "Lab", "ControlAPI", "Model"],
             swiftSettings: strict),

@@ -16,19 +16,41 @@ package struct GuestDomain: Hashable, Sendable {
     /// Where `Scripts/guest-image` put kernel and initrd.
     package var imageDirectory = "/var/cache/ftvm/guest"
     package var usesKVM = false
+    /// With Debian's redis-server, which answers on its usual port.
+    package var hasRedis = false
+    /// With a second network card, on the same switch but in a network of its own, 10.78.0.0/24.
+    package var hasSecondCard = false
 
     package init() {}
 
     package var address: String { "10.77.0.\(number)" }
+    package var macAddress: String { "52:54:00:77:00:\(number)" }
+    /// Of the second card, if there is one.
+    package var secondAddress: String { "10.78.0.\(number)" }
+    package var secondMACAddress: String { "52:54:00:78:00:\(number)" }
+    private static let secondInterface = """
+        <interface type='bridge'>
+              <mac address='%'/>
+              <source bridge='br0'/>
+              <model type='virtio'/>
+              <driver name='qemu'/>
+            </interface>
+            <serial type='file'>
+        """
 
     /// The domain's XML.
     /// - Parameter template: the text of `Examples/demo.xml`.
     /// - Throws: `FtvmError` `invalidArgument` when the template is another one.
     package func xml(template: String) throws -> String {
         precondition((10...99).contains(number), "numbers up to 9 and over 100 are the lab's own")
-        let settings =
+        var settings =
             "ftvm.ip=\(address)/\(LabLayout.prefixLength) ftvm.check_mib=\(checkMiB) "
             + "ftvm.dirty_pages_per_second=\(dirtyPagesPerSecond) ftvm.vcpus=\(vcpus)"
+        if hasSecondCard { settings += " ftvm.ip2=\(secondAddress)/\(LabLayout.prefixLength)" }
+        let devices =
+            hasSecondCard
+            ? Self.secondInterface.replacingOccurrences(of: "%", with: secondMACAddress)
+            : "<serial type='file'>"
         let changes = [
             ("<domain type='qemu'>", "<domain type='\(usesKVM ? "kvm" : "qemu")'>"),
             ("<name>demo</name>", "<name>\(name)</name>"),
@@ -36,9 +58,12 @@ package struct GuestDomain: Hashable, Sendable {
             ("<memory unit='MiB'>256<", "<memory unit='MiB'>\(memoryMiB)<"),
             ("<vcpu>1<", "<vcpu>\(vcpus)<"),
             (">/var/cache/ftvm/guest/vmlinuz<", ">\(imageDirectory)/vmlinuz<"),
-            (">/var/cache/ftvm/guest/initrd<", ">\(imageDirectory)/initrd<"),
+            (
+                ">/var/cache/ftvm/guest/initrd<",
+                ">\(imageDirectory)/\(hasRedis ? "initrd-redis" : "initrd")<"
+            ),
             ("ftvm.ip=10.77.0.10/24", settings),
-            ("52:54:00:77:00:10", "52:54:00:77:00:\(number)"),
+            ("52:54:00:77:00:10", macAddress), ("<serial type='file'>", devices),
             ("demo-console.log", "\(name)-console.log"),
         ]
         return try changes.reduce(template) { text, change in

@@ -10,6 +10,8 @@ package enum Settings {
     package static let artifacts = variable("FTVM_TEST_ARTIFACTS") ?? "/tmp/ftvm-test-artifacts"
     /// FTVM_E2E_LAB: the lab's name, so that other labs on this machine are left alone.
     package static let labName = variable("FTVM_E2E_LAB") ?? "ftvm-e2e"
+    /// FTVM_CACHE: where `Scripts/guest-image` puts the guest.
+    package static let imageDirectory = variable("FTVM_CACHE") ?? "/var/cache/ftvm/guest"
     /// FTVM_E2E_HOST_KILLS: hosts killed in a row.
     package static let hostKills = number("FTVM_E2E_HOST_KILLS", default: 20)
     /// FTVM_E2E_DAEMON_KILLS: times that an ftvmd is killed under load.
@@ -33,11 +35,11 @@ package enum Settings {
         SeededRandom(state: test.utf8.reduce(seed) { ($0 ^ UInt64($1)) &* 0x100_0000_01b3 })
     }
 
-    private static func variable(_ name: String) -> String? {
+    package static func variable(_ name: String) -> String? {
         ProcessInfo.processInfo.environment[name].flatMap { $0.isEmpty ? nil : $0 }
     }
 
-    private static func number(_ name: String, default standard: Int) -> Int {
+    package static func number(_ name: String, default standard: Int) -> Int {
         guard let text = variable(name) else { return standard }
         guard let number = Int(text), number > 0 else {
             preconditionFailure("\(name)=\(text) is not a number over 0")

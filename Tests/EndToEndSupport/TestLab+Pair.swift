@@ -96,6 +96,8 @@ extension TestLab {
     package func define(_ guest: GuestDomain = GuestDomain(), on host: HostName) async throws
         -> String
     {
+        var guest = guest
+        guest.imageDirectory = Settings.imageDirectory
         let template = try String(
             contentsOfFile: Settings.repository("Examples/demo.xml"), encoding: .utf8)
         return try await define(xml: try guest.xml(template: template), on: host, name: guest.name)

@@ -144,6 +144,19 @@ package final class TestLab: Sendable {
             [Command.ftvm, "lab", "exec", host.text, "--name", layout.name, "--"] + arguments)
     }
 
+    /// Runs a command on the switch, where clients are.
+    package func attemptClient(_ arguments: [String]) async throws -> Tool.Outcome {
+        try await Command.attempt(
+            [Command.ftvm, "lab", "client", "--name", layout.name, "--"] + arguments)
+    }
+
+    /// The same, which must succeed; its output.
+    @discardableResult
+    package func client(_ arguments: [String]) async throws -> String {
+        try await Command.succeed(
+            [Command.ftvm, "lab", "client", "--name", layout.name, "--"] + arguments)
+    }
+
     package func virsh(_ host: HostName, _ arguments: String...) async throws -> String {
         try await virsh(host, arguments)
     }

@@ -1,11 +1,14 @@
 /// Judges the answers of the guest's datagram server, "NUMBER QUESTION BOOT". Datagrams may be lost, repeated and overtake
-/// each other; what may not be is that a number is given to two questions or a question gets two numbers, since then the
-/// guest has gone back behind an answer that was let out.
+/// each other; what may not be is that a number is given to two questions, since then the guest has gone back behind an answer
+/// that was let out.
 package struct DatagramJudge: Sendable {
     private var questions: [UInt64: Substring] = [:]
     private var numbers: [Substring: UInt64] = [:]
     package private(set) var findings = Findings()
+    /// Answers that came again, the same.
     package private(set) var repeated = 0
+    /// Answers to questions that had been answered with another number.
+    package private(set) var doubled = 0
     package var answered: Int { numbers.count }
 
     package init() {}
@@ -19,18 +22,13 @@ package struct DatagramJudge: Sendable {
         let question = fields[1]
         if let old = questions[number], old != question {
             findings.add("the number \(number) was given to the questions \(old) and \(question)")
-        } else if let old = numbers[question] {
-            // A question that the network has doubled is answered twice by right.
-            if old == number { repeated += 1 } else { noteDouble(question, old, number) }
         }
         questions[number] = question
-        if numbers[question] == nil { numbers[question] = number }
+        guard let old = numbers[question] else {
+            numbers[question] = number
+            return
+        }
+        // Two numbers for one question: the network has doubled the question.
+        if old == number { repeated += 1 } else { doubled += 1 }
     }
-
-    private mutating func noteDouble(_ question: Substring, _ old: UInt64, _ number: UInt64) {
-        doubled[question, default: [old]].insert(number)
-    }
-
-    /// Questions that the guest has got twice, with the numbers that it gave.
-    package private(set) var doubled: [Substring: Set<UInt64>] = [:]
 }

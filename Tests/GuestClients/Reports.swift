@@ -104,6 +104,8 @@ package struct DatagramReport: ClientReport {
     package var answered = 0
     /// Answers that came more than once, the same each time: a network may do that.
     package var repeated = 0
+    /// Questions that the guest has got twice.
+    package var doubled = 0
 
     package init() {}
 }
@@ -167,7 +169,8 @@ package struct CaptureReport: ClientReport {
     package var missingBeacons = 0
     /// Bytes of TCP that came more than once, the same each time.
     package var repeatedBytes = 0
-    package var stretches: [Stretch] = []
+    /// Of each of the guest's cards, by its MAC address.
+    package var stretches: [String: [Stretch]] = [:]
 
     package init() {}
 }

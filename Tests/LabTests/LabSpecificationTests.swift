@@ -47,6 +47,16 @@ import Testing
         ] {
             #expect(xml.contains(part), "\(part)")
         }
+        #expect(!xml.contains("ftvm.ip2") && !xml.contains("52:54:00:78"))
+        guest.hasSecondCard = true
+        guest.hasRedis = true
+        let both = try guest.xml(template: template)
+        for part in [
+            "ftvm.ip2=10.78.0.42/24", "52:54:00:78:00:42", "52:54:00:77:00:42",
+            "/elsewhere/initrd-redis<", "<serial type='file'>",
+        ] {
+            #expect(both.contains(part), "\(part)")
+        }
         #expect(throws: FtvmError.self) { try guest.xml(template: "<domain/>") }
     }
 }

@@ -97,9 +97,10 @@ private struct Watch {
         report.repeatedBeacons = beacons.repeated
         report.missingBeacons = beacons.missing
         report.repeatedBytes = streams.repeatedBytes
-        // The first card's, by which the moves are counted; another card must agree.
-        let stretches = macs.map { ports[$0]?.stretches ?? [] }
-        report.stretches = stretches.first ?? []
+        for mac in macs {
+            let name = mac.map { ($0 < 16 ? "0" : "") + String($0, radix: 16) }
+            report.stretches[name.joined(separator: ":")] = ports[mac]?.stretches ?? []
+        }
         report.violations = findings.violations
         report.violationCount = findings.count
         return report

@@ -13,6 +13,8 @@ struct CounterCommand: ParsableCommand {
             """)
     @OptionGroup var common: CommonOptions
     @Option(help: "Connections.") var connections = 4
+    @Option(help: "Another address of the guest, for every second connection.")
+    var secondAddress: String?
     @Option(help: "Milliseconds between answer and next question.") var pause = 0
     @Option(help: "End after this many answers of each connection; 0: without such an end.")
     var count = 0
@@ -30,7 +32,10 @@ struct CounterCommand: ParsableCommand {
         let workers = Workers()
         for number in 0..<connections {
             workers.start { [self] in
-                let asker = Asker(connection: number, ending: ending, tally: tally)
+                let asker = Asker(
+                    connection: number,
+                    address: secondAddress.flatMap { number % 2 == 1 ? $0 : nil }
+                        ?? common.address, ending: ending, tally: tally)
                 let result = asker.run(common, pause: pause, count: count)
                 results.withLock { $0.append(result) }
             }
@@ -77,6 +82,7 @@ private struct Asker {
     }
 
     let connection: Int
+    let address: String
     let ending: Ending
     let tally: Tally
     private static let port: UInt16 = 7778
@@ -84,7 +90,7 @@ private struct Asker {
     func run(_ options: CommonOptions, pause: Int, count: Int) -> Result {
         var result = Result(connection: connection, judge: NumberJudge(connection: connection))
         do {
-            let guest = try Connection(options.address, Self.port, patience: options.patience)
+            let guest = try Connection(address, Self.port, patience: options.patience)
             var last = monotonicNanoseconds()
             while !ending.hasCome && (count == 0 || result.latencies.count < count) {
                 let question = result.judge.nextQuestion()

@@ -42,6 +42,7 @@ struct DatagramsCommand: ParsableCommand {
         report.sent = sent
         report.answered = judge.answered
         report.repeated = judge.repeated
+        report.doubled = judge.doubled
         report.violations = judge.findings.violations
         report.violationCount = judge.findings.count
         try common.finish(report)
