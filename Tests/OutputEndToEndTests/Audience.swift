@@ -28,7 +28,7 @@ final class Audience {
     private static let limit = 3_600
     private static let beaconMicroseconds = 2_000
 
-    init(
+    private init(
         _ lab: TestLab, _ guest: Guest, at home: HostName, connections: Int = 4
     ) async throws {
         self.lab = lab
@@ -59,6 +59,23 @@ final class Audience {
         }
     }
 
+    /// Does something to a guest while all of them watch. Their verdict is also heard when it fails: it tells more.
+    @discardableResult
+    static func watching(
+        _ lab: TestLab, _ guest: Guest, at home: HostName,
+        _ body: (Audience) async throws -> Void
+    ) async throws -> Verdict {
+        let audience = try await Audience(lab, guest, at: home)
+        do {
+            try await body(audience)
+        } catch {
+            Issue.record(error)
+            _ = try? await audience.verdict()
+            throw error
+        }
+        return try await audience.verdict()
+    }
+
     /// After something was done to the guest: all of them hear it again.
     func goesOn(at home: HostName) async throws {
         if home != homes.last { homes.append(home) }
@@ -68,8 +85,7 @@ final class Audience {
     }
 
     /// Ends them all and demands that nobody was told anything that was taken back.
-    @discardableResult
-    func verdict() async throws -> Verdict {
+    private func verdict() async throws -> Verdict {
         try await beacons(everyMicroseconds: 0)
         let verdict = Verdict(
             numbers: try await numbers.finish(), datagrams: try await datagrams.finish(),

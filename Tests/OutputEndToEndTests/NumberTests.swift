@@ -30,73 +30,79 @@ extension Output {
         private func randomKills(_ domain: GuestDomain, rounds: Int, test: String) async throws {
             let lab = try TestLab.here()
             var (guest, pair) = try await lab.protectedDemo(domain)
-            let audience = try await Audience(lab, guest, at: pair.primary)
             var random = Settings.random(test)
             var blackouts = Blackouts()
             // Each kind as often as the others, in an order that nobody knows.
             var kills: [Kill] = []
-            for round in 1...rounds {
-                if kills.isEmpty { kills = Kill.allCases.shuffled(using: &random) }
-                let kill = kills.removeLast()
-                try await Task.sleep(for: .milliseconds(Int.random(in: 0...500, using: &random)))
-                let before = pair
-                let strike = try await Strike(kill, lab, before)
-                blackouts.add(kill.rawValue, at: strike.time)
-                pair = try await lab.protected("protected after \(kill), round \(round)") {
-                    $0.generation > before.generation
+            let verdict = try await Audience.watching(lab, guest, at: pair.primary) { audience in
+                for round in 1...rounds {
+                    if kills.isEmpty { kills = Kill.allCases.shuffled(using: &random) }
+                    let kill = kills.removeLast()
+                    try await pause(0...500, &random)
+                    let before = pair
+                    let strike = try await Strike(kill, lab, before)
+                    blackouts.add(kill.rawValue, at: strike.time)
+                    pair = try await lab.protected("protected after \(kill), round \(round)") {
+                        $0.generation > before.generation
+                    }
+                    #expect(pair.primary == before.secondary, "\(kill), round \(round)")
+                    #expect(pair.generation == before.generation.next, "\(kill), round \(round)")
+                    try await strike.repair(lab)
+                    try await audience.goesOn(at: pair.primary)
                 }
-                #expect(pair.primary == before.secondary, "\(kill), round \(round)")
-                #expect(pair.generation == before.generation.next, "\(kill), round \(round)")
-                try await strike.repair(lab)
-                try await audience.goesOn(at: pair.primary)
             }
-            let verdict = try await audience.verdict()
             blackouts.report(verdict.numbers.gaps)
             try await lab.expectNoLeak(pair)
+        }
+
+        private func pause(_ range: ClosedRange<Int>, _ random: inout SeededRandom) async throws {
+            try await Task.sleep(for: .milliseconds(Int.random(in: range, using: &random)))
         }
 
         /// A new `ftvmd` takes up frames and filters as they are.
         @Test func aKilledFtvmdLosesNothing() async throws {
             let lab = try TestLab.here()
             var (guest, pair) = try await lab.protectedDemo()
-            let audience = try await Audience(lab, guest, at: pair.primary)
             var random = Settings.random("ftvmd")
             var blackouts = Blackouts()
-            for round in 1...Output.daemonKills {
+            let verdict = try await Audience.watching(lab, guest, at: pair.primary) { audience in
+                for round in 1...Output.daemonKills {
+                    let before = pair
+                    let victim =
+                        round % 4 == 0 ? try #require(before.secondary) : before.primary
+                    try await pause(0...200, &random)
+                    blackouts.add("ftvmd", at: monotonicNanoseconds())
+                    try await lab.killDaemon(victim)
+                    pair = try await lab.protected("protected after ftvmd on \(victim), \(round)")
+                    #expect(pair.generation == before.generation, "no failover, round \(round)")
+                    try await audience.goesOn(at: pair.primary)
+                }
+                // And when the guest fails over after all that, nothing has been forgotten.
                 let before = pair
-                let victim =
-                    round % 4 == 0 ? try #require(before.secondary) : before.primary
-                try await Task.sleep(for: .milliseconds(Int.random(in: 0...200, using: &random)))
-                blackouts.add("ftvmd", at: monotonicNanoseconds())
-                try await lab.killDaemon(victim)
-                pair = try await lab.protected("protected after ftvmd on \(victim), \(round)")
-                #expect(pair.generation == before.generation, "no failover, round \(round)")
+                let strike = try await Strike(.qemu, lab, before)
+                blackouts.add(strike.kill.rawValue, at: strike.time)
+                pair = try await lab.protected { $0.generation > before.generation }
                 try await audience.goesOn(at: pair.primary)
             }
-            // And when the guest fails over after all that, nothing has been forgotten.
-            let strike = try await Strike(.qemu, lab, pair)
-            pair = try await lab.protected { $0.generation > pair.generation }
-            try await strike.repair(lab)
-            try await audience.goesOn(at: pair.primary)
-            blackouts.report(try await audience.verdict().numbers.gaps)
+            blackouts.report(verdict.numbers.gaps)
         }
 
         /// A QEMU that stands still for a moment is neither lost nor forgotten.
         @Test func aShortStandstillLosesNothing() async throws {
             let lab = try TestLab.here()
             let (guest, before) = try await lab.protectedDemo()
-            let audience = try await Audience(lab, guest, at: before.primary)
             var random = Settings.random("standstill")
-            for _ in 1...10 {
-                let qemu = try await lab.presentQEMU(before.primary)
-                try #require(kill(qemu.pid, SIGSTOP) == 0)
-                try await Task.sleep(for: .milliseconds(Int.random(in: 20...150, using: &random)))
-                try #require(kill(qemu.pid, SIGCONT) == 0)
-                try await audience.goesOn(at: before.primary)
+            try await Audience.watching(lab, guest, at: before.primary) { audience in
+                for _ in 1...10 {
+                    let qemu = try await lab.presentQEMU(before.primary)
+                    try #require(kill(qemu.pid, SIGSTOP) == 0)
+                    try await pause(20...150, &random)
+                    try #require(kill(qemu.pid, SIGCONT) == 0)
+                    try await audience.goesOn(at: before.primary)
+                }
             }
             let pair = try await lab.protected()
             #expect(pair.generation == before.generation, "no failover")
-            try await audience.verdict()
         }
 
         /// Protection begins and ends under clients without their noticing.
@@ -105,18 +111,19 @@ extension Output {
             try await lab.removeDemo()
             let home = lab.hosts[0]
             let guest = try await lab.runDemo(on: home)
-            let audience = try await Audience(lab, guest, at: home)
             var blackouts = Blackouts()
-            for _ in 1...3 {
-                blackouts.add("enable", at: monotonicNanoseconds())
-                _ = try await lab.ftvm(PairView.self, "enable", TestLab.demo)
-                _ = try await lab.protected()
-                try await audience.goesOn(at: home)
-                blackouts.add("disable", at: monotonicNanoseconds())
-                try await lab.disable()
-                try await audience.goesOn(at: home)
+            let verdict = try await Audience.watching(lab, guest, at: home) { audience in
+                for _ in 1...3 {
+                    blackouts.add("enable", at: monotonicNanoseconds())
+                    _ = try await lab.ftvm(PairView.self, "enable", TestLab.demo)
+                    _ = try await lab.protected()
+                    try await audience.goesOn(at: home)
+                    blackouts.add("disable", at: monotonicNanoseconds())
+                    try await lab.disable()
+                    try await audience.goesOn(at: home)
+                }
             }
-            blackouts.report(try await audience.verdict().numbers.gaps)
+            blackouts.report(verdict.numbers.gaps)
             try await lab.removeDemo()
         }
     }
