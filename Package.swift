@@ -166,6 +166,10 @@ let package = Package(
         .target(
             name: "EndToEndSupport", dependencies: ["GuestClients", "Lab", "ControlAPI", "Model"],
             path: "Tests/EndToEndSupport", swiftSettings: strict),
+        .executableTarget(
+            name: "ftvm-network-bench",
+            dependencies: ["EndToEndSupport", "GuestClients", "Lab", "ControlAPI", "Model"],
+            path: "Tests/NetworkBenchmark", swiftSettings: strict),
         .testTarget(
             name: "OutputEndToEndTests",
             dependencies: ["EndToEndSupport", "GuestClients", "Lab", "ControlAPI", "Model"],

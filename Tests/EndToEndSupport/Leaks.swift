@@ -59,12 +59,12 @@ package struct DescriptorCensus {
 }
 
 extension TestLab {
-    /// What a protected pair takes, and no more: two QEMUs, two taps, one segment.
-    package func expectNoLeak(_ pair: PairView) async throws {
+    /// What a protected pair takes, and no more: two QEMUs, two taps for each network card, one segment.
+    package func expectNoLeak(_ pair: PairView, cards: Int = 1) async throws {
         for host in livingHosts {
             let count = host == pair.primary || host == pair.secondary ? 1 : 0
             #expect(try await qemus(host).count == count, "QEMUs on \(host)")
-            #expect(try await taps(host).count == count, "taps on \(host)")
+            #expect(try await taps(host).count == count * cards, "taps on \(host)")
         }
         let pool = try await ftvm(
             PoolDetailView.self, "pool", "show", pair.segment?.pool.text ?? "")

@@ -52,7 +52,7 @@ extension Output {
                 }
             }
             blackouts.report(verdict.numbers.gaps)
-            try await lab.expectNoLeak(pair)
+            try await lab.expectNoLeak(pair, cards: domain.hasSecondCard ? 2 : 1)
         }
 
         private func pause(_ range: ClosedRange<Int>, _ random: inout SeededRandom) async throws {

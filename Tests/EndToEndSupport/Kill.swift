@@ -1,5 +1,4 @@
 import ControlAPI
-import EndToEndSupport
 import Foundation
 import Glibc
 import GuestClients
@@ -8,7 +7,7 @@ import Model
 import Testing
 
 /// Ways in which a primary is lost.
-enum Kill: String, CaseIterable {
+package enum Kill: String, CaseIterable {
     case qemu = "QEMU"
     case host = "host"
     case daemonAndQEMU = "ftvmd and QEMU"
@@ -16,15 +15,15 @@ enum Kill: String, CaseIterable {
 }
 
 /// A primary that was just lost.
-struct Strike {
-    let kill: Kill
-    let host: HostName
+package struct Strike {
+    package let kill: Kill
+    package let host: HostName
     /// On the monotonic clock, in nanoseconds.
-    let time: UInt64
+    package let time: UInt64
     private let qemu: ProcessView?
 
     /// Does it to the pair's primary.
-    init(_ kill: Kill, _ lab: TestLab, _ pair: PairView) async throws {
+    package init(_ kill: Kill, _ lab: TestLab, _ pair: PairView) async throws {
         self.kill = kill
         host = pair.primary
         switch kill {
@@ -66,7 +65,7 @@ struct Strike {
     }
 
     /// Once the guest runs elsewhere: what was frozen goes on, if it is still there, and a dead host boots.
-    func repair(_ lab: TestLab) async throws {
+    package func repair(_ lab: TestLab) async throws {
         if let qemu, ProcessView(pid: qemu.pid).status("State").first == "T" {
             _ = Glibc.kill(qemu.pid, SIGCONT)
         }
@@ -74,20 +73,22 @@ struct Strike {
     }
 }
 
-func monotonicNanoseconds() -> UInt64 {
+package func monotonicNanoseconds() -> UInt64 {
     var time = timespec()
     clock_gettime(CLOCK_MONOTONIC, &time)
     return UInt64(time.tv_sec) * 1_000_000_000 + UInt64(time.tv_nsec)
 }
 
 /// How long clients heard nothing, by what was done.
-struct Blackouts {
+package struct Blackouts {
     private var strikes: [(what: String, time: UInt64)] = []
 
-    mutating func add(_ what: String, at time: UInt64) { strikes.append((what, time)) }
+    package init() {}
+
+    package mutating func add(_ what: String, at time: UInt64) { strikes.append((what, time)) }
 
     /// The longest silence of any connection that each strike has brought, in milliseconds, by kind.
-    func milliseconds(_ gaps: [Gap]) -> [String: [Double]] {
+    package func milliseconds(_ gaps: [Gap]) -> [String: [Double]] {
         var result: [String: [Double]] = [:]
         for (index, strike) in strikes.enumerated() {
             let next = index + 1 < strikes.count ? strikes[index + 1].time : UInt64.max
@@ -97,7 +98,7 @@ struct Blackouts {
         return result
     }
 
-    func report(_ gaps: [Gap]) {
+    package func report(_ gaps: [Gap]) {
         for (what, times) in milliseconds(gaps).sorted(by: { $0.key < $1.key }) {
             let sorted = times.sorted()
             let words = sorted.map { String(Int($0.rounded())) }.joined(separator: " ")
