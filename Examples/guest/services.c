@@ -10,6 +10,7 @@
 //             A block is its length (4 bytes, big endian) and so many bytes of the pattern, at most
 //             64 KiB, a multiple of 8. A block of length 0 ends the transfer; from the guest two
 //             words follow it, the number of bytes and the checksum, big endian.
+//             "raw BYTES" sends that many zeros, to measure the network and not the guest's CPU.
 //   UDP 7781  each datagram "N" is answered "GLOBAL N BOOT".
 //   UDP beacons, when asked for (`set_beacon`).
 #define _GNU_SOURCE
@@ -159,16 +160,26 @@ static bool receive_pattern(int descriptor, struct block *block, uint64_t seed) 
     return send_all(descriptor, text, (size_t)text_length);
 }
 
-static bool transfer(int descriptor, const char *line, void *state) {
+static void send_zeros(int descriptor, struct block *block, uint64_t bytes) {
+    memset(block->words, 0, sizeof block->words);
+    while (bytes > 0) {
+        size_t length = bytes < BLOCK_BYTES ? (size_t)bytes : BLOCK_BYTES;
+        if (!send_all(descriptor, block->words, length)) return;
+        bytes -= length;
+    }
+}
+
+static void transfer(int descriptor, const char *line, struct block *block) {
     uint64_t seed, bytes;
     char rest;
     if (sscanf(line, "get %" SCNu64 " %" SCNu64 "%c", &seed, &bytes, &rest) == 2 && bytes % 8 == 0)
-        send_pattern(descriptor, state, seed, bytes);
+        send_pattern(descriptor, block, seed, bytes);
     else if (sscanf(line, "put %" SCNu64 "%c", &seed, &rest) == 1)
-        receive_pattern(descriptor, state, seed);
+        receive_pattern(descriptor, block, seed);
+    else if (sscanf(line, "raw %" SCNu64 "%c", &bytes, &rest) == 1)
+        send_zeros(descriptor, block, bytes);
     else
         send_all(descriptor, "error\n", 6);
-    return false;
 }
 
 static void serve_transfers(int descriptor) {

@@ -11,8 +11,13 @@ package struct LabShape: Sendable {
     /// As `ftvm lab up --pool-size` takes it; nil: its default.
     package var poolSize: String?
     package var hugePages: Int
+    /// ftvmd's; nil: as set for all tests.
+    package var logLevel: String?
 
-    package init(hosts: Int = 3, poolSize: String? = nil, hugePages: Int = 0) {
+    package init(
+        hosts: Int = 3, poolSize: String? = nil, hugePages: Int = 0, logLevel: String? = nil
+    ) {
+        self.logLevel = logLevel
         self.hosts = hosts
         self.poolSize = poolSize
         self.hugePages = hugePages
@@ -68,7 +73,9 @@ package final class TestLab: Sendable {
         // What a run left that was itself ended must not be taken for ours.
         try await down()
         _ = try await Command.succeed([Settings.repository("Scripts/guest-image")], seconds: 120)
-        var arguments = ["--hosts", "\(shape.hosts)", "--log-level", Settings.logLevel]
+        var arguments = [
+            "--hosts", "\(shape.hosts)", "--log-level", shape.logLevel ?? Settings.logLevel,
+        ]
         if let poolSize = shape.poolSize { arguments += ["--pool-size", poolSize] }
         if shape.hugePages > 0 { arguments += ["--huge-pages", "\(shape.hugePages)"] }
         _ = try await labCommand("up", arguments, seconds: 120)

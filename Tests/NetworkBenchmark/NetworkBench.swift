@@ -13,7 +13,7 @@ final class NetworkBench {
     /// FTVM_BENCH_MOVES: failovers, and switchovers, of each kind.
     private let moves = Settings.number("FTVM_BENCH_MOVES", default: 20)
     private static let questions = 1_500
-    private static let bulkBytes = 96 << 20
+    private static let bulkBytes = 256 << 20
 
     func run() async throws {
         try await onALab(poolSize: nil) { lab in
@@ -82,9 +82,11 @@ final class NetworkBench {
             ["counter", "--connections", "8", "--count", "\(Self.questions / 2)"])
         let seconds = Double(monotonicNanoseconds() - began) / 1e9
         figures.requests.append(Double(many.replies) / seconds)
-        for (direction, path) in [("download", \Traffic.out), ("upload", \Traffic.in)] {
+        for (arguments, path) in [
+            (["download", "--raw"], \Traffic.out), (["upload"], \Traffic.in),
+        ] {
             let report = try await client(
-                TransferReport.self, lab, [direction, "--bytes", "\(Self.bulkBytes)"])
+                TransferReport.self, lab, arguments + ["--bytes", "\(Self.bulkBytes)"])
             figures[keyPath: path].append(Double(report.bytes) / 1_048_576 / report.seconds)
         }
     }

@@ -13,9 +13,22 @@ struct DownloadCommand: ParsableCommand {
     @Option(help: "Bytes, a multiple of 8; 0: until the end comes.") var bytes: UInt64 = 0
     @Option(help: "Of the pattern.") var seed: UInt64 = 1
     @Option(help: "At most so many MiB a second; 0: as many as come.") var rate = 0
+    @Flag(help: "Zeros, which are not checked: the speed of the network and not of the CPUs.")
+    var raw = false
+
+    func validate() throws {
+        guard !raw || bytes > 0 else { throw ValidationError("--raw needs --bytes.") }
+    }
 
     func run() throws {
         let transfer = Transfer(common, rate: rate)
+        if raw {
+            return try common.finish(
+                transfer.run { guest in
+                    try guest.send(Array("raw \(bytes)\n".utf8))
+                    return try transfer.receiveRaw(guest, bytes: bytes)
+                })
+        }
         try common.finish(
             transfer.run { guest in
                 try guest.send(Array("get \(seed) \(bytes)\n".utf8))
@@ -117,6 +130,19 @@ private struct Transfer: Sendable {
         report.checksum = Self.hexadecimal(checksum)
         report.expectedChecksum = Self.hexadecimal(UInt64(bigEndian: block[1]))
         return Self.judged(report, findings, own: Self.hexadecimal(pattern.checksum))
+    }
+
+    /// So many bytes of whatever.
+    func receiveRaw(_ guest: Connection, bytes: UInt64) throws -> TransferReport {
+        var report = TransferReport()
+        var block = [UInt8](repeating: 0, count: Pattern.blockBytes)
+        while report.bytes < bytes {
+            let length = Int(min(UInt64(block.count), bytes - report.bytes))
+            try block.withUnsafeMutableBytes { try guest.fill(.init(rebasing: $0[..<length])) }
+            report.bytes += UInt64(length)
+            tally.add(0)
+        }
+        return report
     }
 
     func send(_ guest: Connection, seed: UInt64, bytes: UInt64) throws -> TransferReport {
