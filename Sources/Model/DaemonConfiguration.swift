@@ -40,6 +40,15 @@ public struct DaemonConfiguration: Hashable, Sendable, Codable {
     public var heartbeatMissesUntilDead: Int
     /// Defaults of a pair's options.
     public var epochMaximumMilliseconds: Int
+    /// A primary whose QEMU answers nothing for so long hangs, and is ended if a secondary is ready
+    /// to go on; in milliseconds.
+    public var hangTimeoutMilliseconds: Int
+    /// Where reports of drills are kept; on storage that outlives a reboot.
+    public var stateDirectory: String
+    /// The command that kills a whole host in a drill, `{host}` standing for its name; empty: none.
+    public var drillKillHostCommand: [String]
+    /// Run that command where `ftvm` runs, instead of on another host.
+    public var drillKillHostFromClient: Bool
     /// The injector's path; nil: beside `ftvmd`'s own executable.
     public var injectorPath: String?
     /// trace, debug, info, notice, warning, error.
@@ -55,6 +64,10 @@ public struct DaemonConfiguration: Hashable, Sendable, Codable {
         self.heartbeatPeriodMilliseconds = 100
         self.heartbeatMissesUntilDead = 5
         self.epochMaximumMilliseconds = PairOptions.defaultEpochMaximumMilliseconds
+        self.hangTimeoutMilliseconds = 2_000
+        self.stateDirectory = "/var/lib/ftvm"
+        self.drillKillHostCommand = []
+        self.drillKillHostFromClient = false
         self.injectorPath = nil
         self.logLevel = "info"
     }

@@ -16,6 +16,16 @@ public struct ClusterEvent: Hashable, Sendable, Codable {
         case promoted
         case secondaryStarted = "secondary-started"
         case adopted
+        /// A planned move was asked for.
+        case switchoverRequested = "switchover-requested"
+        /// The guest made its last commit on the old host and its QEMU was ended, with figures.
+        case handedOver = "handed-over"
+        /// A planned move is done.
+        case switchedOver = "switched-over"
+        /// A host is being emptied, is empty, or is in service again.
+        case maintenance
+        /// A drill began or ended.
+        case drill
         case refused
         case failed
     }

@@ -53,3 +53,25 @@ public struct HostRecord: Hashable, Sendable, Codable {
         self.domains = domains
     }
 }
+
+/// A host that a user has taken out of service (`ftvm host drain`): placement gives it nothing, and
+/// what is on it moves away. Stands in the cluster store until `ftvm host undrain`.
+public struct HostMaintenance: Hashable, Sendable, Codable {
+    public var name: HostName
+    /// Seconds since 1970, for people only.
+    public var since: Double
+    /// Why, in the user's words; may be empty.
+    public var reason: String
+    /// The most pairs that are moved at a time.
+    public var parallel: Int
+
+    public static let parallelDefault = 2
+    public static let parallelRange = 1...32
+
+    public init(name: HostName, since: Double, reason: String, parallel: Int) {
+        self.name = name
+        self.since = since
+        self.reason = reason
+        self.parallel = parallel
+    }
+}

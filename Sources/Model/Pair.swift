@@ -86,6 +86,10 @@ public struct PairRecord: Hashable, Sendable, Codable {
     public var primaryLost: Bool
     /// A user asked for this secondary to be promoted by hand (`ftvm promote`).
     public var promotionRequested: Bool
+    /// The planned move that is under way; nil: none.
+    public var switchover: Switchover?
+    /// What became of the last planned move; nil: there was none.
+    public var lastSwitchover: SwitchoverOutcome?
     public var segment: SegmentReference?
     public var options: PairOptions
     /// The domain's own XML (inactive form), as the user wrote it: what `disable` gives back.
@@ -117,6 +121,8 @@ public struct PairRecord: Hashable, Sendable, Codable {
         self.promoting = nil
         self.primaryLost = false
         self.promotionRequested = false
+        self.switchover = nil
+        self.lastSwitchover = nil
         self.segment = nil
         self.options = options
         self.domainXML = domainXML

@@ -26,8 +26,13 @@ package enum PairAction: Sendable, Hashable {
     /// Write this generation into the segment, so that a primary of an older one fails at its next
     /// commit and ends itself.
     case raiseSegmentGeneration(Generation)
-    /// Switchover: last commit without going on, then end this host's QEMU.
+    /// Switchover, on the primary's host: last commit without going on, then end this host's QEMU and
+    /// prove it; wait a moment for the target's claim. If the last commit fails, the guest goes on.
     case handOver
+    /// Switchover, on the target's host: have everything ready, say so (`armSwitchover`), then wait for
+    /// the primary lock. When it is free and the guest had made its last commit: `claimPromotion`
+    /// and `promote` at once. Ends without a claim when `PairSituation.awaitsHandOver` is false.
+    case awaitHandOver
     /// Give the running guest private memory again, release the lock, remove the tracker. The guest
     /// never stops.
     case startDisabling
@@ -64,6 +69,15 @@ package enum PairAction: Sendable, Hashable {
     /// Say why things are as they are.
     case noteReason(String)
     case noteError(FtvmError)
+    /// This host, the target of a switchover, has everything ready and waits for the lock.
+    case armSwitchover
+    /// It does not wait any more.
+    case disarmSwitchover
+    /// `ftvm promote` while the primary lives: the switchover to the secondary.
+    case beginSwitchover(to: HostName)
+    /// The switchover goes to another host than the secondary's: that one's is made anew there.
+    case replaceSecondary(HostName, by: HostName)
+    case endSwitchover(SwitchoverOutcome.Result, reason: String)
     /// A promotion by hand is not possible.
     case declinePromotion(reason: String)
     /// From here on nobody promotes: the segment will no longer be what to go on from.

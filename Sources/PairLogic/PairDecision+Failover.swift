@@ -41,6 +41,11 @@ extension PairDecision {
             PlacementNeed(pool: record.segment?.pool),
             hosts: situation.hosts.filter { $0.key == record.primary })
         candidates += last.candidates
+        // Better on a host that is to be emptied than nowhere.
+        var emptied = situation.hosts.filter { $0.value.maintenance }
+        for host in emptied.keys { emptied[host]?.maintenance = false }
+        let need = PlacementNeed(pool: record.segment?.pool)
+        candidates += Placement(need, hosts: emptied).candidates.filter { !candidates.contains($0) }
         let rejected = placement.rejected.filter { $0.host != record.primary } + last.rejected
         let rejections = rejected.map { "\($0.host): \($0.reason)" }.sorted()
         return (candidates, rejections.joined(separator: "; "))

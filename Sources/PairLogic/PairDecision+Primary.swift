@@ -82,10 +82,10 @@ extension PairDecision {
         case .unknown:
             return []
         case .none:
-            if record.promotionRequested {
-                return [.reportPrimaryLost(reason: "switchover requested")]
-            }
             if local.guestEnded { return [.guestShutDown] }
+            if let switchover = record.switchover, switchover.armed {
+                return [.reportPrimaryLost(reason: PairReason.handedOver(to: switchover.target))]
+            }
             return [.reportPrimaryLost(reason: "its QEMU on \(situation.me) has ended")]
         case .waiting:
             // A promotion that was reported and a QEMU that was then lost; the guest is not in
@@ -147,11 +147,13 @@ extension PairDecision {
                 return [.reportSecondaryLost(secondary, reason: reason, error: nil)]
             }
         }
-        if record.promotionRequested {
+        if let switchover = record.switchover {
+            if let actions = switchingOver(situation, record, switchover) { return actions }
+        } else if record.promotionRequested {
             if record.secondaryReady, let secondary = record.secondary,
                 situation.hosts[secondary]?.state == .online
             {
-                return [.handOver]
+                return [.beginSwitchover(to: secondary)]
             }
             return [.declinePromotion(reason: "there is no secondary that is ready")]
         }

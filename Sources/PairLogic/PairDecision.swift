@@ -61,6 +61,8 @@ package enum PairDecision {
             return []
         }
 
+        if let actions = awaitingHandOver(situation, record) { return actions }
+
         if case .failed(let error) = local.driver {
             // Placed here again although it has failed here: there is no better host, and the next
             // try is after the agent's back-off.

@@ -27,7 +27,8 @@ package enum DriverState: Sendable, Hashable {
 
 /// Long work on the pair that is under way on this host; at most one at a time.
 package enum PairWork: String, Sendable, Hashable, CaseIterable {
-    case enabling, adopting, makingSecondary, promoting, handingOver, disabling, cleaningUp
+    case enabling, adopting, makingSecondary, promoting, handingOver, awaitingHandOver, disabling
+    case cleaningUp
 }
 
 /// What this host's own agent sees of the pair, freshly looked at.

@@ -32,8 +32,8 @@ extension PairAction {
         var event: RecordChange.Event?
         switch self {
         case .startEnabling, .cancelEnabling, .adoptPrimary, .createSecondary, .adoptSecondary,
-            .promote, .raiseSegmentGeneration, .handOver, .startDisabling, .cleanUpStale,
-            .removeSegment:
+            .promote, .raiseSegmentGeneration, .handOver, .awaitHandOver, .startDisabling,
+            .cleanUpStale, .removeSegment:
             return .none
         case .finishDisable:
             guard record.state == .disabled, isPrimary else { return .outdated }
@@ -75,6 +75,7 @@ extension PairAction {
             record.secondary = nil
             record.secondaryReady = false
             record.promotionRequested = false
+            record.endSwitchover(.failed, record.reason)
             record.progress = nil
             event = .init(.unprotected, "\(name) is not protected: \(record.reason)")
 
@@ -94,9 +95,12 @@ extension PairAction {
             record.state = .disabled
             record.reason = PairReason.disabling
             record.promotionRequested = false
+            record.endSwitchover(.cancelled, PairReason.disabling)
             record.progress = nil
 
-        case .placeSecondary, .reportSecondaryReady, .reportSecondaryLost:
+        case .armSwitchover, .disarmSwitchover, .beginSwitchover, .endSwitchover:
+            guard changeSwitchover(of: &record, by: me, isPrimary, &event) else { return .outdated }
+        case .placeSecondary, .replaceSecondary, .reportSecondaryReady, .reportSecondaryLost:
             guard changeSecondary(of: &record, by: me, isPrimary, &event) else { return .outdated }
         case .reportPrimaryLost, .reportPrimaryRunning, .claimPromotion, .releaseClaim,
             .reportPromoted, .waitForFence:
@@ -120,6 +124,17 @@ extension PairAction {
             record.secondaryReady = false
             record.state = .needSecondary
             record.reason = "\(host) makes the secondary"
+        case .replaceSecondary(let old, let new):
+            // The old one's own host may say so as well: it is being emptied.
+            guard isPrimary || old == me, record.secondary == old, new != record.primary,
+                new != old, record.isUnderProtection, record.state != .failingOver,
+                record.promoting == nil, !record.primaryLost
+            else { return false }
+            record.secondary = new
+            record.secondaryReady = false
+            record.state = .needSecondary
+            record.reason = PairReason.replacing(old, by: new)
+            record.switchover?.armed = false
         case .reportSecondaryReady:
             guard record.secondary == me, record.promoting == nil, record.isUnderProtection,
                 !record.secondaryReady
@@ -136,6 +151,10 @@ extension PairAction {
             record.secondary = nil
             record.secondaryReady = false
             if let error { record.lastError = error }
+            if record.switchover?.target == host {
+                let why = error?.message ?? reason
+                record.endSwitchover(.failed, "the secondary on \(host) was lost: \(why)")
+            }
             if record.state == .protected || record.state == .needSecondary {
                 record.state = .needSecondary
                 record.reason = reason
@@ -145,6 +164,41 @@ extension PairAction {
             event = .init(.secondaryLost, "\(name) has lost its secondary on \(host): \(reason)")
         default:
             preconditionFailure("not about the secondary: \(self)")
+        }
+        return true
+    }
+
+    /// False: outdated.
+    private func changeSwitchover(
+        of record: inout PairRecord, by me: HostName, _ isPrimary: Bool,
+        _ event: inout RecordChange.Event?
+    ) -> Bool {
+        let name = record.name
+        switch self {
+        case .armSwitchover:
+            guard let switchover = record.switchover,
+                record.awaitsHandOver(on: me, to: switchover)
+            else { return false }
+            record.switchover?.armed = true
+        case .disarmSwitchover:
+            guard record.switchover?.target == me, record.promoting == nil else { return false }
+            record.switchover?.armed = false
+        case .beginSwitchover(let target):
+            guard isPrimary, record.promotionRequested, record.switchover == nil,
+                record.secondary == target, record.secondaryReady, record.isUnderProtection
+            else { return false }
+            record.switchover = Switchover(
+                id: "promotion-\(record.generation)", target: target, requestedBy: "ftvm promote")
+            event = .init(
+                .switchoverRequested, "\(name) is to move to \(target) (ftvm promote)")
+        case .endSwitchover(let result, let reason):
+            guard isPrimary, let target = record.switchover?.target else { return false }
+            record.endSwitchover(result, reason)
+            event = .init(
+                result == .refused ? .refused : .failed,
+                "the switchover of \(name) to \(target) is \(result.rawValue): \(reason)")
+        default:
+            preconditionFailure("not about a switchover: \(self)")
         }
         return true
     }
@@ -183,6 +237,9 @@ extension PairAction {
             record.primaryLost = true
             record.state = .failingOver
             record.reason = "\(me) is being promoted"
+            if let target = record.switchover?.target, target != me {
+                record.endSwitchover(.failed, "\(me) is promoted in the place of \(target)")
+            }
             event = .init(
                 .promotionStarted, "\(me) promotes \(name), generation \(generation)")
         case .releaseClaim(let error):
@@ -194,20 +251,28 @@ extension PairAction {
                 record.secondary = nil
                 record.secondaryReady = false
             }
+            record.endSwitchover(.failed, record.reason)
             event = .init(.failed, "the promotion of \(name) on \(me) failed: \(error)")
         case .reportPromoted:
             guard record.promoting == me else { return false }
+            let from = record.primary
+            let isPlanned = record.switchover?.armed == true
             record.primary = me
             record.promoting = nil
             record.primaryLost = false
+            record.endSwitchover(.done, "")
             record.promotionRequested = false
             record.secondary = nil
             record.secondaryReady = false
             record.lastError = nil
             record.state = .needSecondary
             record.reason = ""
-            event = .init(
-                .promoted, "\(name) goes on on \(me), generation \(record.generation)")
+            event =
+                isPlanned
+                ? .init(
+                    .switchedOver,
+                    "\(name) has moved from \(from) to \(me), generation \(record.generation)")
+                : .init(.promoted, "\(name) goes on on \(me), generation \(record.generation)")
         case .waitForFence(let suspects, let reason):
             guard record.isUnderProtection,
                 record.promoting == nil || record.promoting == me
@@ -242,6 +307,10 @@ extension PairRecord {
 enum PairReason {
     static let guestShutDown = "the guest shut down"
     static let disabling = "it is being given back to libvirt"
+    static func replacing(_ old: HostName, by new: HostName) -> String {
+        "\(new) makes the secondary, in the place of \(old)"
+    }
+    static func handedOver(to target: HostName) -> String { "handed over to \(target)" }
     static func waiting(for hosts: [HostName], _ reason: String) -> String {
         let names = hosts.map(\.text).joined(separator: " or ")
         return "\(waitingPrefix)\(names) (\(reason))"

@@ -21,6 +21,10 @@ struct Simulation {
         var shutDown = 2
         var startDomain = 20
         var askForPromotion = 4
+        var askForSwitchover = 12
+        var cancelSwitchover = 3
+        var drain = 3
+        var undrain = 12
         var askForDisable = 2
         var enable = 30
         /// How often an agent's view of the record is brought up to date before it decides.
@@ -55,7 +59,7 @@ struct Simulation {
         }
     }
 
-    private mutating func anyHost() -> HostName {
+    mutating func anyHost() -> HostName {
         world.names[world.random.below(world.names.count)]
     }
 
@@ -94,6 +98,16 @@ struct Simulation {
         }
         if happens(faults.startDomain) { userStartsDomain() }
         if happens(faults.askForPromotion) { world.ask { $0.promotionRequested = true } }
+        if happens(faults.askForSwitchover) {
+            world.say("-- switchover")
+            world.askForSwitchover(to: world.random.chance(500) ? anyHost() : nil)
+        }
+        if happens(faults.cancelSwitchover) { world.cancelSwitchover() }
+        if happens(faults.drain) {
+            world.say("-- drain \(name)")
+            world[name].isDrained = true
+        }
+        if happens(faults.undrain) { world[name].isDrained = false }
         if happens(faults.askForDisable) {
             world.say("-- disable")
             world.ask { $0.desired = .disabled }
@@ -148,6 +162,7 @@ struct Simulation {
             world.startHost(name)
             world.startAgent(name)
             world[name].isFrozen = false
+            world[name].isDrained = false
         }
         for round in 1...rounds where world.violations.isEmpty {
             if world.record == nil, round % 8 == 0 {
@@ -186,7 +201,7 @@ struct Simulation {
 
     /// Protected, and nothing left over.
     private var isQuiet: Bool {
-        guard let record = world.record, record.state == .protected,
+        guard let record = world.record, record.state == .protected, record.switchover == nil,
             let secondary = record.secondary, record.secondaryReady,
             world[record.primary].qemu?.mode == .running,
             world[record.primary].qemu?.id == world.lock,

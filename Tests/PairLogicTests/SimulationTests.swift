@@ -66,6 +66,7 @@ import Testing
         var faults = Simulation.Faults()
         (faults.killHost, faults.freeze, faults.killQEMU) = (0, 0, 0)
         (faults.shutDown, faults.askForPromotion, faults.askForDisable) = (0, 0, 0)
+        (faults.askForSwitchover, faults.drain) = (0, 0)
         faults.stepFails = 0
         faults.killAgent = 60
         faults.startAgent = 300
@@ -114,7 +115,8 @@ private let allKinds = [
     "beginEnabling", "reportEnabled", "reportEnablingFailed", "reportUnprotected", "guestShutDown",
     "placeSecondary", "reportSecondaryReady", "reportSecondaryLost", "reportPrimaryLost",
     "reportPrimaryRunning", "claimPromotion", "releaseClaim", "reportPromoted", "waitForFence",
-    "noteReason", "noteError", "declinePromotion", "beginDisable", "finishDisable",
+    "awaitHandOver", "armSwitchover", "disarmSwitchover", "beginSwitchover", "replaceSecondary",
+    "endSwitchover", "noteReason", "noteError", "declinePromotion", "beginDisable", "finishDisable",
 ]
 
 /// 2 to 5 hosts.

@@ -204,21 +204,58 @@ enum Stories {
         """,
         "a switchover": """
         > protected 3
-        = protected, generation 1, primary h1, secondary h2
+        > switchover
+        """,
+        "a switchover to a third host": """
+        > protected 3
+        > switchover h3
+        """,
+        "a switchover to a host that dies": """
+        > protected 3
+        > switchover h3 ...
+        > steps 3
+        > kill h3
+        """,
+        "the source dies in the middle of a switchover": """
+        > protected 3
+        > switchover ...
+        > steps 4
+        > kill h1
+        """,
+        "ftvmd of the source dies after the last commit": """
+        > protected 3
+        > switchover ...
+        > steps 5
+        > kill-ftvmd h1 ...
+        > start-ftvmd h1
+        """,
+        "the target dies once the source has ended": """
+        > protected 3
+        > switchover ...
+        > steps 8
+        > kill h2
+        """,
+        "a switchover is cancelled": """
+        > protected 3
+        > break h3
+        > switchover h3 ...
+        > steps 2
+        > cancel
+        """,
+        "a host is drained and put into service again": """
+        > protected 3
+        > drain h1
+        > kill-qemu h2
+        > undrain h1
+        """,
+        "a drained host without another": """
+        > protected 2
+        > drain h1
+        > kill h2
+        """,
+        "promote while the primary lives": """
+        > protected 3
         > promote
-        h1: handOver
-        h1: reportPrimaryLost(reason: "switchover requested")
-            primary-lost: demo has lost its primary on h1: switchover requested
-        h2: claimPromotion(2)
-            promotion-started: h2 promotes demo, generation 2
-        h2: promote(2)
-        h2: reportPromoted
-            promoted: demo goes on on h2, generation 2
-        h2: placeSecondary(on: h1)
-        h1: createSecondary
-        h1: reportSecondaryReady
-            protected: demo is protected: the secondary on h1 is ready
-        = protected, generation 2, primary h2, secondary h1
         """,
         "a switchover without a secondary": """
         > protected 2

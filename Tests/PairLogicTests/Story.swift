@@ -51,6 +51,12 @@ struct Story {
         case "wait": for name in world.names { world.forgive(name) }
         case "shut-down": world.shutGuestDown()
         case "promote": world.ask { $0.promotionRequested = true }
+        case "switchover":
+            let isNamed = words.count > 1 && words[1] != "..."
+            world.askForSwitchover(to: isNamed ? name : nil)
+        case "cancel": world.cancelSwitchover()
+        case "drain": world[name].isDrained = true
+        case "undrain": world[name].isDrained = false
         case "disable": world.ask { $0.desired = .disabled }
         case "steps":
             // Only so many rounds, to catch the agents in the middle of something.

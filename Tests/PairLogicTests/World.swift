@@ -21,6 +21,8 @@ struct World {
         var generation: Generation
         /// 0: nothing committed yet.
         var epoch: UInt64 = 0
+        /// The guest stands still since the last commit, because of us.
+        var pausedByCommit = false
     }
 
     struct Host {
@@ -32,6 +34,8 @@ struct World {
         var guestEnded = false
         /// No waiting QEMU starts here.
         var isBroken = false
+        /// `ftvm host drain`.
+        var isDrained = false
         /// How this host sees the others.
         var sees: [HostName: HostState] = [:]
     }
@@ -63,6 +67,10 @@ struct World {
         case go(Generation)
         case commitAfterPromotion
         case lastCommit, endQEMU
+        /// The source waits for the target's claim, so many looks.
+        case awaitClaim(Int)
+        /// The target says that it waits, then looks at the lock.
+        case arm, awaitLock
         case ungraft
         case removeSegmentUnlessNamed, removeSegment, deleteRecord
         case driver(DriverState)
@@ -84,11 +92,14 @@ struct World {
         case noCompareAndSwap
         /// A QEMU that should be ended is not.
         case staleIsLeft
+        /// The target of a switchover claims as soon as the lock is free, and does not look whether
+        /// the guest had made its last commit.
+        case claimsWithoutHandOver
         /// ftvmd tells of a lost primary whatever libvirt says.
         case silenceIsLoss
     }
 
-    let pair = PairName("demo")
+    let pair: PairName
     let pool = PoolName("ram0")
     let names: [HostName]
     var hosts: [HostName: Host] = [:]
@@ -114,8 +125,13 @@ struct World {
     /// libvirt or the lock gives no answer with this probability, in per mille.
     var silencePerMille = 0
     var random: SeededGenerator
+    private var switchovers = 0
+    /// Records of other pairs, where several worlds share their hosts.
+    var others: [PairRecord] = []
+    var parallelMoves = 1
 
-    init(hosts count: Int, seed: UInt64) {
+    init(hosts count: Int, seed: UInt64, pair: String = "demo") {
+        self.pair = PairName(pair)
         names = (1...count).map { HostName("h\($0)") }
         random = SeededGenerator(seed: seed)
         for name in names {
@@ -219,6 +235,18 @@ struct World {
         }
     }
 
+    /// A user asks for a switchover; nil: to the secondary.
+    mutating func askForSwitchover(to wish: HostName? = nil, by: String = "ftvm switchover") {
+        guard let present = record, present.refusal(ofSwitchoverTo: wish) == nil,
+            let target = wish ?? present.secondary
+        else { return }
+        switchovers += 1
+        let id = "s\(switchovers)"
+        ask { $0.switchover = Switchover(id: id, target: target, requestedBy: by) }
+    }
+
+    mutating func cancelSwitchover() { ask { _ = $0.cancelSwitchover("by hand") } }
+
     // MARK: Rules
 
     mutating func check(_ rule: Bool, _ text: @autoclosure () -> String) {
@@ -237,6 +265,7 @@ struct World {
                 "generation \(generation) had QEMU \(before ?? 0) and has QEMU \(qemu.id)")
             ran[generation.number] = qemu.id
         }
+        checkMoves()
         if let record {
             check(record.generation.number >= highestGeneration, "the generation went back")
             highestGeneration = record.generation.number
@@ -249,6 +278,18 @@ struct World {
             if record.state == .protected || record.state == .needSecondary {
                 check((segment?.epoch ?? 0) > 0, "\(record.state) without a committed segment")
             }
+        }
+    }
+}
+
+extension World {
+    /// A planned move never ends with less than it began: nobody is left waiting for nothing.
+    fileprivate mutating func checkMoves() {
+        guard let record, let switchover = record.switchover else { return }
+        check(record.state != .disabled && record.state != .unprotected, "a move of nothing")
+        check(switchover.target != record.primary || record.promoting != nil, "a move to itself")
+        if switchover.armed, record.promoting == nil {
+            check(record.secondary == switchover.target, "armed where the secondary is not")
         }
     }
 }

@@ -23,6 +23,7 @@ extension World {
             if let action { begin(action, on: name) }
         } else {
             commitIfPrimary(name)
+            drain(name)
             var seen = situation(of: name)
             if silencePerMille > 0 {
                 if random.chance(silencePerMille) {
@@ -61,7 +62,7 @@ extension World {
         for other in names {
             views[other] = HostView(
                 state: other == name ? .online : host.sees[other] ?? .online, pools: [pool],
-                memoryAvailableBytes: 8 << 30,
+                memoryAvailableBytes: 8 << 30, maintenance: self[other].isDrained,
                 recentFailure: agent.failures.reason(
                     pair, other, at: MonotonicInstant(nanoseconds: 0)))
         }
@@ -129,7 +130,7 @@ extension World {
             if let driver { self[name].agent?.driver = driver }
         }
         say("\(name): \(action)")
-        actions[action.kind, default: 0] += 1
+        note(action)
         // `failed` lasts until the back-off is over, also when the QEMU it was about is ended.
         let driver = self[name].agent?.driver ?? .none
         let after: DriverState = if case .failed = driver { driver } else { .none }
@@ -148,16 +149,13 @@ extension World {
         case .adoptSecondary:
             work(.makingSecondary, [.checkWaiting, .driver(.running)], driver: .enabling)
         case .promote(let generation):
-            work(
-                .promoting,
-                [
-                    .takeLock(generation), .raiseSegment(generation), .rollBack, .load,
-                    .go(generation), .commitAfterPromotion, .driver(.running),
-                ])
+            work(.promoting, promotion(generation))
         case .raiseSegmentGeneration(let generation):
             if let old = segment?.generation, old < generation { segment?.generation = generation }
         case .handOver:
-            work(.handingOver, [.lastCommit, .endQEMU, .driver(.none)])
+            work(.handingOver, [.lastCommit, .endQEMU, .driver(.none), .awaitClaim(8)])
+        case .awaitHandOver:
+            work(.awaitingHandOver, [.arm, .awaitLock])
         case .startDisabling:
             work(.disabling, [.ungraft, .driver(.none)])
         case .cleanUpStale:
@@ -175,8 +173,38 @@ extension World {
         }
     }
 
+    private func promotion(_ generation: Generation) -> [Step] {
+        [
+            .takeLock(generation), .raiseSegment(generation), .rollBack, .load, .go(generation),
+            .commitAfterPromotion, .driver(.running),
+        ]
+    }
+
+    /// The agent of a host that is being emptied.
+    private mutating func drain(_ name: HostName) {
+        guard self[name].isDrained, let record = self[name].agent?.view ?? record else { return }
+        let plan = Drain(of: name, pairs: others + [record], parallel: parallelMoves) { _ in
+            situation(of: name).hosts
+        }
+        for step in plan.steps {
+            switch step {
+            case .switchOver(pair, let target):
+                guard let present = self.record, present.refusal(ofSwitchoverTo: target) == nil
+                else { continue }
+                say("\(name): drain: switch over to \(target)")
+                askForSwitchover(to: target, by: "drain of \(name)")
+            case .replaceSecondary(pair, let target):
+                begin(.replaceSecondary(name, by: target), on: name)
+            default: continue
+            }
+        }
+    }
+
+    private mutating func note(_ action: PairAction) { actions[action.kind, default: 0] += 1 }
+
     private mutating func changeRecord(_ action: PairAction, on name: HostName) {
         let old = self[name].agent?.view ?? nil
+        if self[name].agent?.steps.isEmpty == false || action == .armSwitchover { note(action) }
         defer { refresh(name) }
         guard let present = bug == .noCompareAndSwap ? old ?? record : record else { return }
         if case .reportPrimaryLost = action {
@@ -209,8 +237,12 @@ extension World {
     private mutating func carryOut(_ step: Step, on name: HostName) {
         if failuresPerMille > 0, random.chance(failuresPerMille) {
             switch step {
-            case .driver, .endQEMU, .removeSegment, .deleteRecord, .removeSegmentUnlessNamed:
+            case .driver, .endQEMU, .removeSegment, .deleteRecord, .removeSegmentUnlessNamed, .arm,
+                .awaitLock, .awaitClaim:
                 break
+            case .lastCommit:
+                changeRecord(.endSwitchover(.failed, reason: "no last commit"), on: name)
+                return fail(name, .unavailable, "\(step) failed")
             default:
                 return fail(name, random.chance(300) ? .timedOut : .unavailable, "\(step) failed")
             }
@@ -228,6 +260,8 @@ extension World {
             ordinaryStep(step, name)
         case .takeLock, .raiseSegment, .rollBack, .load, .go, .commitAfterPromotion:
             promotionStep(step, name)
+        case .arm, .awaitLock, .awaitClaim:
+            handOverStep(step, name)
         case .removeSegmentUnlessNamed:
             if record == nil { segment = nil }
         case .removeSegment:
@@ -239,6 +273,39 @@ extension World {
             record = nil
             revision += 1
             refresh(name)
+        }
+    }
+
+    private mutating func handOverStep(_ step: Step, _ name: HostName) {
+        switch step {
+        case .awaitClaim(let left):
+            // Until somebody has claimed, or the wish is gone: then the loss is told.
+            if left > 0, record?.promoting == nil, record?.switchover != nil {
+                self[name].agent?.steps.insert(.awaitClaim(left - 1), at: 0)
+            }
+        case .arm:
+            changeRecord(.armSwitchover, on: name)
+        default:
+            if lock != nil {
+                if situation(of: name).awaitsHandOver {
+                    self[name].agent?.steps.insert(.awaitLock, at: 0)
+                    return
+                }
+                return changeRecord(.disarmSwitchover, on: name)
+            }
+            // Ended in another way than by a hand-over: the ordinary rules decide.
+            let isHandedOver = segment?.pausedByCommit == true
+            guard isHandedOver || bug == .claimsWithoutHandOver,
+                let next = record.flatMap({ Generation($0.generation.number + 1) })
+            else { return changeRecord(.disarmSwitchover, on: name) }
+            let ended = names.filter { self[$0].guestEnded && record?.primary == $0 }
+            check(ended.isEmpty, "a guest that has shut down on \(ended) is begun anew on \(name)")
+            begin(.claimPromotion(next), on: name)
+            guard record?.promoting == name, record?.generation == next else { return }
+            say("\(name): promote(\(next)) at once")
+            let steps = promotion(next)
+            self[name].agent?.work = .promoting
+            self[name].agent?.steps = steps
         }
     }
 
@@ -286,6 +353,7 @@ extension World {
         case .continuePrimary:
             guard qemu != nil, qemu?.id == lock else { return fail(name, .unavailable, "gone") }
             self[name].qemu?.mode = .running
+            segment?.pausedByCommit = false
         case .startWaiting:
             guard qemu == nil, segment != nil, !self[name].isBroken else {
                 return fail(name, .failedPrecondition, "no room for a waiting QEMU")
@@ -298,6 +366,7 @@ extension World {
         default:
             guard commit(name) else { return fail(name, .conflict, "fenced") }
             self[name].qemu?.mode = .paused
+            segment?.pausedByCommit = true
         }
     }
 
@@ -329,6 +398,7 @@ extension World {
                 return fail(name, .conflict, "the claim has been taken over")
             }
             self[name].qemu?.mode = .running
+            segment?.pausedByCommit = false
         default:
             if !commit(name) { fail(name, .conflict, "fenced") }
         }
