@@ -12,6 +12,8 @@ import Model
 package enum StoreKeys {
     package static let pairs = "pairs/"
     package static let hosts = "hosts/"
+    package static let maintenance = "maintenance/"
+    package static let drills = "drills/"
     package static func pair(_ name: PairName) -> String { pairs + name.text }
     package static func host(_ name: HostName) -> String { hosts + name.text }
 }
@@ -62,6 +64,22 @@ extension HostRecord: StoredRecord {
     package var recordName: HostName { name }
 }
 
+extension HostMaintenance: StoredRecord {
+    package static var keyPrefix: String { StoreKeys.maintenance }
+    package static var noun: String { "maintenance of host" }
+    package static func key(_ name: HostName) -> String { StoreKeys.maintenance + name.text }
+    package var recordName: HostName { name }
+}
+
+extension DrillReport: StoredRecord {
+    package static var keyPrefix: String { StoreKeys.drills }
+    package static var noun: String { "drill" }
+    package static func key(_ id: String) -> String { StoreKeys.drills + id }
+    package var recordName: String { id }
+}
+
+package typealias MaintenanceRecords = Records<HostMaintenance>
+package typealias DrillRecords = Records<DrillReport>
 package typealias PairRecords = Records<PairRecord>
 package typealias HostRecords = Records<HostRecord>
 

@@ -57,19 +57,54 @@ public final class ControlClient: ControlService {
         try await call(.get, ControlRoute.path(pair: name))
     }
     public func enable(_ request: EnableRequest) async throws(FtvmError) -> PairView {
+        try await post(request, to: ControlRoute.pairs)
+    }
+    private func post<Value: Decodable>(
+        _ request: some Encodable, to path: String
+    ) async throws(FtvmError) -> Value {
         let body: [UInt8]
         do {
             body = try ControlJSON.encode(request)
         } catch {
-            throw FtvmError(wrapping: error, "the request for \(request.domain) cannot be written")
+            throw FtvmError(wrapping: error, "the request to \(path) cannot be written")
         }
-        return try await call(.post, ControlRoute.pairs, body: body)
+        return try await call(.post, path, body: body)
     }
     public func disable(_ name: PairName) async throws(FtvmError) -> PairView {
         try await call(.delete, ControlRoute.path(pair: name))
     }
     public func promote(_ name: PairName) async throws(FtvmError) -> PairView {
         try await call(.post, ControlRoute.promotePath(pair: name))
+    }
+    public func switchover(
+        _ name: PairName, _ request: SwitchoverRequest
+    ) async throws(FtvmError) -> PairView {
+        try await post(request, to: ControlRoute.switchoverPath(pair: name))
+    }
+    public func cancelSwitchover(_ name: PairName) async throws(FtvmError) -> PairView {
+        try await call(.delete, ControlRoute.switchoverPath(pair: name))
+    }
+    public func drain(
+        _ host: HostName, _ request: DrainRequest
+    ) async throws(FtvmError) -> HostDrainView {
+        try await post(request, to: ControlRoute.drainPath(host: host))
+    }
+    public func drainState(_ host: HostName) async throws(FtvmError) -> HostDrainView {
+        try await call(.get, ControlRoute.drainPath(host: host))
+    }
+    public func undrain(_ host: HostName) async throws(FtvmError) -> HostDrainView {
+        try await call(.delete, ControlRoute.drainPath(host: host))
+    }
+    public func startDrill(
+        _ name: PairName, _ request: DrillRequest
+    ) async throws(FtvmError) -> DrillStart {
+        try await post(request, to: ControlRoute.drillPath(pair: name))
+    }
+    public func finishDrill(_ report: DrillReport) async throws(FtvmError) -> DrillReport {
+        try await post(report, to: ControlRoute.drills)
+    }
+    public func drills() async throws(FtvmError) -> [DrillReport] {
+        try await call(.get, ControlRoute.drills)
     }
     public func hosts() async throws(FtvmError) -> [HostView] {
         try await call(.get, ControlRoute.hosts)

@@ -14,6 +14,15 @@ public enum ControlRoute {
     public static let pair = "/v1/pairs/:name"
     /// POST without a body: 202 and the `PairView` as it was when the request was taken.
     public static let promotePair = "/v1/pairs/:name/promote"
+    /// POST a `SwitchoverRequest`: 202 and the `PairView`, whose `switchover` is the one asked for. DELETE: 202
+    /// and the `PairView` without it.
+    public static let switchover = "/v1/pairs/:name/switchover"
+    /// POST a `DrillRequest`: 202 and a `DrillStart`; the fault has been made then, or `command` is to make it.
+    public static let drill = "/v1/pairs/:name/drill"
+    /// GET: `[DrillReport]`, newest last. POST a `DrillReport` that is finished: 202 and the report.
+    public static let drills = "/v1/drills"
+    /// GET: `HostDrainView`. POST a `DrainRequest`: 202 and the same. DELETE: into service again.
+    public static let drain = "/v1/hosts/:name/drain"
     /// GET: `[HostView]` by name.
     public static let hosts = "/v1/hosts"
     /// GET: `[ClusterEvent]`, see `EventQuery`.
@@ -33,6 +42,11 @@ public enum ControlRoute {
 
     public static func path(pair: PairName) -> String { pairs + "/" + encode(pair.text) }
     public static func promotePath(pair: PairName) -> String { path(pair: pair) + "/promote" }
+    public static func switchoverPath(pair: PairName) -> String { path(pair: pair) + "/switchover" }
+    public static func drillPath(pair: PairName) -> String { path(pair: pair) + "/drill" }
+    public static func drainPath(host: HostName) -> String {
+        hosts + "/" + encode(host.text) + "/drain"
+    }
     public static func path(pool: PoolName) -> String { pools + "/" + encode(pool.text) }
 
     /// One path segment or query value with everything but RFC 3986's unreserved characters

@@ -14,6 +14,23 @@ public protocol ControlService: Sendable {
     func disable(_ name: PairName) async throws(FtvmError) -> PairView
     /// Asks for the secondary to become the primary and returns the pair as it was then.
     func promote(_ name: PairName) async throws(FtvmError) -> PairView
+    /// Asks for a planned move and returns at once: `switchover`, later `lastSwitchover`, tell how it goes.
+    func switchover(
+        _ name: PairName, _ request: SwitchoverRequest
+    ) async throws(FtvmError) -> PairView
+    /// Takes the wish for a planned move back.
+    func cancelSwitchover(_ name: PairName) async throws(FtvmError) -> PairView
+    /// Begins to empty a host; asked again it changes nothing but reason and number.
+    func drain(_ host: HostName, _ request: DrainRequest) async throws(FtvmError) -> HostDrainView
+    func drainState(_ host: HostName) async throws(FtvmError) -> HostDrainView
+    /// Puts a host into service again.
+    func undrain(_ host: HostName) async throws(FtvmError) -> HostDrainView
+    /// Begins a drill: what is refused is refused here.
+    func startDrill(_ name: PairName, _ request: DrillRequest) async throws(FtvmError) -> DrillStart
+    /// Keeps the report of a drill that has ended.
+    func finishDrill(_ report: DrillReport) async throws(FtvmError) -> DrillReport
+    /// Reports kept, oldest first.
+    func drills() async throws(FtvmError) -> [DrillReport]
     /// All hosts, by name.
     func hosts() async throws(FtvmError) -> [HostView]
     func events(_ query: EventQuery) async throws(FtvmError) -> [ClusterEvent]

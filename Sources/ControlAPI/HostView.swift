@@ -28,6 +28,8 @@ public struct HostView: Hashable, Sendable, Codable {
 
     public var name: HostName
     public var state: HostState
+    /// Why and since when it is out of service (`ftvm host drain`); nil: it is in service.
+    public var maintenance: HostMaintenance?
     /// How long ago its heartbeat was seen to move; nil if never, and for the answering host itself.
     public var heartbeatAgeMilliseconds: Double?
     /// Raised each time `ftvmd` starts on the host.
@@ -46,9 +48,11 @@ public struct HostView: Hashable, Sendable, Codable {
 
     /// - Parameter pairs: all pairs of the cluster, from which those of this host are taken.
     public init(
-        record: HostRecord, state: HostState, heartbeatAgeMilliseconds: Double?, pairs: [PairRecord]
+        record: HostRecord, state: HostState, heartbeatAgeMilliseconds: Double?,
+        pairs: [PairRecord], maintenance: HostMaintenance? = nil
     ) {
         self.name = record.name
+        self.maintenance = maintenance
         self.state = state
         self.heartbeatAgeMilliseconds = heartbeatAgeMilliseconds
         self.incarnation = record.incarnation

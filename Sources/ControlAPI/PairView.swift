@@ -24,6 +24,10 @@ public struct PairView: Hashable, Sendable, Codable {
     public var promoting: HostName?
     /// A user asked for a promotion that has neither been done nor refused yet.
     public var promotionRequested: Bool
+    /// The planned move that is under way.
+    public var switchover: Switchover?
+    /// What became of the last planned move.
+    public var lastSwitchover: SwitchoverOutcome?
     public var segment: SegmentReference?
     /// Guest RAM in bytes.
     public var memoryBytes: UInt64
@@ -55,6 +59,8 @@ public struct PairView: Hashable, Sendable, Codable {
         self.secondaryReady = record.secondaryReady
         self.promoting = record.promoting
         self.promotionRequested = record.promotionRequested
+        self.switchover = record.switchover
+        self.lastSwitchover = record.lastSwitchover
         self.segment = record.segment
         self.memoryBytes = record.memoryBytes
         self.pageSizeBytes = pageSizeBytes
@@ -86,6 +92,12 @@ public struct EpochStatistics: Hashable, Sendable, Codable {
     public var faults: UInt64
     /// Commits that were made early because the undo log passed its high-water mark.
     public var overflows: UInt64
+    /// Frames of the guest that wait for their commit; nil: the pair has no network gate.
+    public var heldFrames: UInt64?
+    public var releasedFrames: UInt64?
+    /// How long the first frame of an epoch waited.
+    public var holdMedianMicroseconds: Double?
+    public var holdP99Microseconds: Double?
 
     public init(
         commits: UInt64, epochRatePerSecond: Double, pauseMedianMicroseconds: Double,

@@ -40,14 +40,7 @@ struct APIServer {
         }
         router.post(RouterPath(ControlRoute.pairs)) { request, _ in
             try await answer(.accepted) {
-                let body = try await request.body.collect(upTo: ControlRoute.requestBodyLimit)
-                let wish: EnableRequest
-                do {
-                    wish = try ControlJSON.decode(from: Array(buffer: body))
-                } catch {
-                    throw FtvmError(
-                        .invalidArgument, "the request's body makes no sense", cause: "\(error)")
-                }
+                let wish = try await body(EnableRequest.self, of: request)
                 return await agent.view(of: try await agent.enable(wish))
             }
         }
@@ -61,8 +54,57 @@ struct APIServer {
                 await agent.view(of: try await agent.requestPromotion(PairName(try name(context))))
             }
         }
+        addMoves(to: router)
+        addDrills(to: router)
         addListings(to: router)
         return router
+    }
+
+    private func addMoves(to router: Router<BasicRequestContext>) {
+        let agent = agent
+        router.post(RouterPath(ControlRoute.switchover)) { request, context in
+            try await answer(.accepted) {
+                let wish = try await body(SwitchoverRequest.self, of: request)
+                let pair = PairName(try name(context))
+                return await agent.view(of: try await agent.requestSwitchover(pair, wish))
+            }
+        }
+        router.delete(RouterPath(ControlRoute.switchover)) { _, context in
+            try await answer(.accepted) {
+                let pair = PairName(try name(context))
+                return await agent.view(of: try await agent.cancelSwitchover(pair))
+            }
+        }
+        router.get(RouterPath(ControlRoute.drain)) { _, context in
+            try await answer { try await agent.drainView(HostName(try name(context))) }
+        }
+        router.post(RouterPath(ControlRoute.drain)) { request, context in
+            try await answer(.accepted) {
+                let wish = try await body(DrainRequest.self, of: request)
+                return try await agent.drain(HostName(try name(context)), wish)
+            }
+        }
+        router.delete(RouterPath(ControlRoute.drain)) { _, context in
+            try await answer(.accepted) { try await agent.undrain(HostName(try name(context))) }
+        }
+    }
+
+    private func addDrills(to router: Router<BasicRequestContext>) {
+        let agent = agent
+        router.post(RouterPath(ControlRoute.drill)) { request, context in
+            try await answer(.accepted) {
+                let wish = try await body(DrillRequest.self, of: request)
+                return try await agent.startDrill(PairName(try name(context)), wish)
+            }
+        }
+        router.get(RouterPath(ControlRoute.drills)) { _, _ in
+            try await answer { try await agent.drillReports() }
+        }
+        router.post(RouterPath(ControlRoute.drills)) { request, _ in
+            try await answer(.accepted) {
+                try await agent.finishDrill(try await body(DrillReport.self, of: request))
+            }
+        }
     }
 
     private func addListings(to router: Router<BasicRequestContext>) {
@@ -86,6 +128,16 @@ struct APIServer {
         router.get(RouterPath(ControlRoute.pool)) { _, context in
             try await answer { try await agent.poolView(PoolName(try name(context))) }
         }
+    }
+}
+
+/// The request's body.
+private func body<Value: Decodable>(_ type: Value.Type, of request: Request) async throws -> Value {
+    let bytes = try await request.body.collect(upTo: ControlRoute.requestBodyLimit)
+    do {
+        return try ControlJSON.decode(from: Array(buffer: bytes))
+    } catch {
+        throw FtvmError(.invalidArgument, "the request's body makes no sense", cause: "\(error)")
     }
 }
 

@@ -19,9 +19,26 @@ extension Agent {
         await removeOrphanedSegments()
     }
 
-    private func look(at name: PairName) async {
-        let situation = await situation(of: name)
-        for action in PairDecision.decide(situation) { await perform(action, on: name) }
+    /// One look at a pair at a time: what a slower one had seen would be out of date. Who comes meanwhile has the
+    /// first one look again.
+    func look(at name: PairName) async {
+        guard looking[name] == nil else {
+            looking[name] = true
+            return
+        }
+        // A bound only in name: whatever else there is to do comes with the next wake.
+        for _ in 0..<8 {
+            looking[name] = false
+            let situation = await situation(of: name)
+            for action in PairDecision.decide(situation) { await perform(action, on: name) }
+            if looking[name] == false { break }
+        }
+        looking[name] = nil
+    }
+
+    /// From any thread: something has happened to this pair.
+    nonisolated func poke(_ name: PairName) {
+        Task { await self.look(at: name) }
     }
 
     /// Segments carry their domain's UUID as their name, so those of no record are told easily.
@@ -68,6 +85,8 @@ extension Agent {
         case .raiseSegmentGeneration(let generation):
             await raiseSegmentGeneration(name, generation)
         case .handOver: begin(.handingOver, name) { try await self.handOver(name) }
+        case .awaitHandOver:
+            begin(.awaitingHandOver, name) { try await self.awaitHandOver(name) }
         case .startDisabling: begin(.disabling, name) { try await self.release(name) }
         case .cleanUpStale(let reason):
             begin(.cleaningUp, name) { try await self.cleanUp(name, reason) }
@@ -99,10 +118,14 @@ extension Agent {
     /// Writes what the action does to the record, by compare-and-swap, and tells the event.
     func change(_ name: PairName, _ action: PairAction) async {
         do {
-            for _ in 0..<PairRecords.updateTries {
-                guard let present = try await environment.pairs.read(name) else { return }
+            for attempt in 0..<PairRecords.updateTries {
+                // What is known may be what is there: the compare-and-swap tells, and a read is saved.
+                let isKnown = attempt == 0 && records[name] != nil
+                let read = isKnown ? records[name] : try await environment.pairs.read(name)
+                guard let present = read else { return }
                 switch action.change(to: present.record, by: host) {
                 case .none, .outdated:
+                    if isKnown { continue }
                     remember(present)
                     return
                 case .update(let record, let event):
@@ -112,7 +135,8 @@ extension Agent {
                             name, present, by: record)
                     else { continue }
                     remember(Versioned(record: record, revision: revision))
-                    if let event { await emit(event.kind, event.message, pair: name) }
+                    if let event { emit(event.kind, event.message, pair: name) }
+                    if looking[name] != nil { looking[name] = true }
                     poke()
                     return
                 case .delete(let event):
@@ -120,7 +144,7 @@ extension Agent {
                         try await environment.pairs.delete(name, revision: present.revision)
                     } catch  where error.code == .conflict { continue }
                     records[name] = nil
-                    await emit(event.kind, event.message, pair: name)
+                    emit(event.kind, event.message, pair: name)
                     return
                 }
             }
@@ -164,6 +188,7 @@ extension Agent {
             // A clean-up is part of a failure's story: the pause after it still counts.
             runtime.noteSuccess()
         }
+        await look(at: name)
         poke()
     }
 }

@@ -36,6 +36,7 @@ extension Agent {
             views[name] = PairLogic.HostView(
                 state: name == host ? .online : states[name] ?? .suspect, pools: record.pools,
                 memoryAvailableBytes: record.memoryAvailableBytes,
+                maintenance: maintenance[name] != nil,
                 pairs: placed.count { $0.primary == name || $0.secondary == name },
                 recentFailure: pair.flatMap { recentFailures.reason($0, name, at: now) })
         }
@@ -89,9 +90,13 @@ extension Agent {
     ) -> LocalObservation {
         var local = observation
         guard driver.process.isRunning else {
+            // A guest that shuts down, and a user who ends it, make QEMU say so before it goes. libvirt knows which it
+            // was, but says it only a while later; of a QEMU that went without a word nothing more is to be learnt.
+            let isSilent = driver.wentWithoutAWord()
             // The log's last entries were written by our tracker: it ends before anybody is told.
             runtime.forgetQEMU()
-            runtime.reasonDueAtNanoseconds = runtime.endedByUs ? 0 : now + 1_000_000_000
+            let isClear = runtime.endedByUs || runtime.guestEnded || isSilent
+            runtime.reasonDueAtNanoseconds = isClear ? 0 : now + 1_000_000_000
             local.qemu = runtime.reasonDueAtNanoseconds == 0 ? .none : .unknown
             return local
         }

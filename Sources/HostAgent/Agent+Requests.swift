@@ -22,7 +22,13 @@ extension Agent {
         }
         let owner = try hostOf(request)
         if owner == host { return try await enableHere(request) }
-        return try await ask(owner, request)
+        let answer = try await ask(owner, HostRequest(enable: request), "enable \(name)") {
+            try await self.environment.pairs.read(name)?.record
+        }
+        guard let record = answer.record else {
+            throw FtvmError(.internalError, "host \(owner) answered without a pair")
+        }
+        return record
     }
 
     /// The host whose libvirt has the domain: where it runs, or else the only one that has it at all.
@@ -59,7 +65,7 @@ extension Agent {
             advice: "say which one is meant with --host, or remove the others' definitions")
     }
 
-    private func unknownHost(_ name: HostName) -> FtvmError {
+    func unknownHost(_ name: HostName) -> FtvmError {
         FtvmError(
             .notFound, "there is no host \(name) in the cluster",
             cause: "known: " + hostRecords.keys.sorted().map(\.text).joined(separator: ", "),
@@ -68,6 +74,12 @@ extension Agent {
 
     /// Checks everything that can be checked, then writes the pair's record; the rest is the agent's work.
     func enableHere(_ request: EnableRequest) async throws -> PairRecord {
+        guard maintenance[host] == nil else {
+            throw FtvmError(
+                .failedPrecondition, "domain \(request.domain) is on \(host), which is drained",
+                cause: "a drained host is given nothing new",
+                advice: "'ftvm host undrain \(host)' puts it into service again")
+        }
         let identifier = DomainIdentifier.name(request.domain)
         guard let status = try await environment.libvirt.find(identifier) else {
             throw FtvmError(
@@ -201,7 +213,7 @@ extension Agent {
         return record
     }
 
-    private func update(
+    func update(
         _ name: PairName, _ change: @Sendable (inout PairRecord) throws(FtvmError) -> Void
     ) async throws -> PairRecord {
         do {
@@ -215,83 +227,5 @@ extension Agent {
         FtvmError(
             .notFound, "domain \(name) is not enabled", cause: "there is no pair of that name",
             advice: "'ftvm list' shows the pairs; 'ftvm enable \(name)' makes one")
-    }
-
-    // MARK: - Between hosts
-
-    /// A request that another host must answer, and its answer.
-    private struct Answer: Codable {
-        var record: PairRecord?
-        var error: FtvmError?
-    }
-
-    private static let requestTimeout = Duration.seconds(20)
-
-    private func ask(_ owner: HostName, _ request: EnableRequest) async throws -> PairRecord {
-        let id = UUID().uuidString
-        let requestKey = "requests/\(owner)/\(id)"
-        let answerKey = "answers/\(id)"
-        let incarnation = hostRecords[owner]?.incarnation
-        try await environment.store.put(
-            requestKey, Data(try ControlJSON.encode(request)), expecting: .absent)
-        let deadline = ContinuousClock.now + Self.requestTimeout
-        while ContinuousClock.now < deadline {
-            if let entry = try await environment.store.get(answerKey) {
-                try? await environment.store.delete(answerKey, expecting: .any)
-                let answer: Answer = try ControlJSON.decode(from: entry.value)
-                if let error = answer.error { throw error }
-                if let record = answer.record { return record }
-                break
-            }
-            if hostRecords[owner]?.incarnation != incarnation,
-                let record = try await takenByAFormer(owner, requestKey, request)
-            {
-                return record
-            }
-            try await Task.sleep(for: .milliseconds(20))
-        }
-        try? await environment.store.delete(requestKey, expecting: .any)
-        throw FtvmError(
-            .timedOut, "host \(owner) did not answer the request to enable \(request.domain)",
-            advice: "see 'ftvm hosts' and the log of its ftvmd; the request has been withdrawn")
-    }
-
-    /// The host's ftvmd has been started anew: did the one before it take the request, and die before it answered?
-    /// - Returns: nil when the request still waits to be taken.
-    private func takenByAFormer(
-        _ owner: HostName, _ requestKey: String, _ request: EnableRequest
-    ) async throws -> PairRecord? {
-        guard try await environment.store.get(requestKey) == nil else { return nil }
-        if let record = try await environment.pairs.read(PairName(request.domain))?.record {
-            return record
-        }
-        throw FtvmError(
-            .unavailable, "\(request.domain) was not enabled",
-            cause: "the ftvmd of host \(owner) was started anew meanwhile", advice: "try it again")
-    }
-
-    /// Answers what other hosts ask of this one.
-    func answerRequests() async {
-        let prefix = "requests/\(host)/"
-        for await change in environment.store.watch(prefix) {
-            guard case .current(let listing) = change else { continue }
-            for entry in listing.entries {
-                // Taken before it is carried out: a request is never carried out twice.
-                do {
-                    try await environment.store.delete(
-                        entry.key, expecting: .revision(entry.revision))
-                } catch { continue }
-                var answer = Answer()
-                do {
-                    answer.record = try await enableHere(try ControlJSON.decode(from: entry.value))
-                } catch {
-                    answer.error = FtvmError(ours: error)
-                }
-                let id = entry.key.dropFirst(prefix.count)
-                guard let data = try? ControlJSON.encode(answer) else { continue }
-                _ = try? await environment.store.put(
-                    "answers/\(id)", Data(data), expecting: .any)
-            }
-        }
     }
 }

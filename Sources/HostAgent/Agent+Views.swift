@@ -59,7 +59,7 @@ extension Agent {
             let (figures, failure) = driver.figures()
             if let failure, runtime.failure != failure {
                 runtime.failure = failure
-                await emit(.failed, "a commit of \(name) failed: \(failure)", pair: name)
+                emit(.failed, "a commit of \(name) failed: \(failure)", pair: name)
             }
             guard let data = try? ControlJSON.encode(EpochStatistics(figures), pretty: false) else {
                 continue
@@ -82,7 +82,7 @@ extension Agent {
                 state: isMe ? .online : detector.states[record.name] ?? .suspect,
                 heartbeatAgeMilliseconds: isMe
                     ? nil : beat.map { Double(now - min(now, $0.nanoseconds)) / 1_000_000 },
-                pairs: pairs)
+                pairs: pairs, maintenance: maintenance[record.name])
         }.sorted { $0.name < $1.name }
     }
 

@@ -10,7 +10,7 @@ import Protection
 /// The long work on pairs. Every function may be repeated after a death at any point in it.
 extension Agent {
     /// The pair's record, read now: what is decided on may be older.
-    private func fresh(_ name: PairName) async throws -> PairRecord {
+    func fresh(_ name: PairName) async throws -> PairRecord {
         guard let present = try await environment.pairs.read(name) else {
             throw FtvmError(.notFound, "there is no pair \(name)")
         }
@@ -99,7 +99,7 @@ extension Agent {
         let driver = try await worker.adopt(record, segment: segment)
         try begin(driver, record)
         try await environment.pairs.update(name) { $0.lastError = nil }
-        await emit(.adopted, "\(name) goes on under the ftvmd of \(host)", pair: name)
+        emit(.adopted, "\(name) goes on under the ftvmd of \(host)", pair: name)
     }
 
     /// The driver is ours now and commits.
@@ -110,6 +110,7 @@ extension Agent {
         runtime.driverFailure = nil
         runtime.guestEnded = false
         runtime.endedByUs = false
+        runtime.watch = ProcessWatch(driver.process) { [weak self] in self?.poke(name) }
         do {
             try driver.startEpochs(
                 maximumMilliseconds: record.options.epochMaximumMilliseconds
@@ -124,35 +125,71 @@ extension Agent {
     }
 
     private func epochsEnded(_ name: PairName, _ end: EpochLoop.End) {
-        guard let runtime = runtimes[name], runtime.driver != nil else { return }
+        guard let runtime = runtimes[name], let driver = runtime.driver else { return }
         switch end {
         case .stopped: return
         case .fenced(let error): runtime.driverFailure = error
-        case .hung(let error), .lost(let error):
-            // Its end shows in the process. One that is still there was slow, or has lost only its monitor (libvirt's
-            // daemon was restarted, say): it is adopted anew after a pause, unless it is ended before.
-            if runtime.driver?.process.isRunning == true {
-                runtime.driverFailure = error
-                runtime.note(failure: error, nowNanoseconds: MonotonicClock.nowNanoseconds())
+        case .lost(let error):
+            // A process that ends shows it only some milliseconds later; its watch tells.
+            Task {
+                try? await Task.sleep(for: .milliseconds(200))
+                self.monitorLost(name, driver, error)
             }
+        case .hung(let error): monitorLost(name, driver, error)
         }
         logger.warning("epochs ended", metadata: ["pair": "\(name)", "end": "\(end)"])
-        poke()
+        poke(name)
     }
 
-    func handOver(_ name: PairName) async throws {
-        let runtime = runtime(of: name)
-        guard let driver = runtime.driver else { return }
-        runtime.endedByUs = true
-        do {
-            try await blocking { try driver.commitAndStayStopped() }
-        } catch {
-            // The guest may stand still, or its epochs have ended: whoever adopts it puts both right.
-            runtime.forgetQEMU()
-            throw error
+    private func monitorLost(_ name: PairName, _ driver: PrimaryDriver, _ error: FtvmError) {
+        guard let runtime = runtimes[name], runtime.driver === driver,
+            runtime.driverFailure == nil
+        else { return }
+        // One that is still there was slow, or has lost only its monitor (libvirt's daemon was restarted, say): it is
+        // adopted anew after a pause, unless it is ended before.
+        if driver.process.isRunning {
+            runtime.driverFailure = error
+            runtime.note(failure: error, nowNanoseconds: MonotonicClock.nowNanoseconds())
         }
-        try await worker.destroy(name)
-        runtime.forgetQEMU()
+        poke(name)
+    }
+
+    /// A primary whose QEMU answers nothing any more, although a secondary could go on, is ended. Its epochs' own
+    /// call would wait longer; and where nobody could go on, it may.
+    func lookForHangs() {
+        let limit = Double(environment.configuration.hangTimeoutMilliseconds)
+        for (name, runtime) in runtimes {
+            guard let driver = runtime.driver, runtime.driverFailure == nil,
+                runtime.work == nil, !runtime.isProbed, let record = records[name]?.record,
+                record.secondaryReady, record.primary == host,
+                record.secondary.map({ detector.states[$0] == .online }) ?? false
+            else { continue }
+            let figures = driver.figures().figures
+            guard figures.commits > 0, figures.lastCommitAgeMilliseconds > limit else { continue }
+            runtime.isProbed = true
+            Task {
+                let answers = await (try? blocking { driver.answersMonitor() }) ?? true
+                self.judge(name, driver, answers, figures.lastCommitAgeMilliseconds)
+            }
+        }
+    }
+
+    private func judge(
+        _ name: PairName, _ driver: PrimaryDriver, _ answers: Bool, _ age: Double
+    ) {
+        guard let runtime = runtimes[name] else { return }
+        runtime.isProbed = false
+        guard !answers, runtime.driver === driver, runtime.driverFailure == nil,
+            runtime.work == nil, driver.process.isRunning
+        else { return }
+        let error = FtvmError(
+            .timedOut, "the QEMU of \(name) on \(host) hangs",
+            cause: "its last commit was \(Int(age)) ms ago, and its monitor does not answer",
+            advice: "'hang_timeout_milliseconds' in ftvmd's configuration says how long it may")
+        runtime.driverFailure = error
+        runtime.note(failure: error, nowNanoseconds: MonotonicClock.nowNanoseconds())
+        emit(.failed, "\(error)", pair: name)
+        poke(name)
     }
 
     // MARK: - Secondary
@@ -162,24 +199,32 @@ extension Agent {
         guard record.secondary == host || record.promoting == host else { return }
         let runtime = runtime(of: name)
         runtime.endedByUs = true
-        runtime.secondary = try await worker.makeSecondary(record)
+        let secondary = try await worker.makeSecondary(record)
+        runtime.secondary = secondary
         runtime.endedByUs = false
+        runtime.watch = ProcessWatch(secondary.process) { [weak self] in self?.poke(name) }
         if record.promoting == nil {
-            await emit(.secondaryStarted, "\(name) has a waiting QEMU on \(host)", pair: name)
+            emit(.secondaryStarted, "\(name) has a waiting QEMU on \(host)", pair: name)
         }
     }
 
     func promote(_ name: PairName, _ generation: Generation) async throws {
         let runtime = runtime(of: name)
         let record = try await fresh(name)
-        guard record.promoting == host, record.generation == generation,
-            let secondary = runtime.secondary
+        guard record.promoting == host, record.generation == generation, runtime.secondary != nil
         else { return }
+        try await promote(name, record, claimNanoseconds: nil)
+    }
+
+    /// - Parameter claimNanoseconds: how long the claim took, where it was made in the same go.
+    func promote(_ name: PairName, _ record: PairRecord, claimNanoseconds: UInt64?) async throws {
+        let runtime = runtime(of: name)
+        guard let secondary = runtime.secondary else { return }
         do {
             let (driver, report) = try await worker.promote(record, secondary)
             runtime.secondary = nil
             try begin(driver, record)
-            await tellPromotion(name, generation, report)
+            tellPromotion(name, record.generation, report, claimNanoseconds)
             // Here and not after another look: until then nobody makes a new secondary.
             await change(name, .reportPromoted)
             await tellLibvirt(record, .primary)
@@ -193,28 +238,29 @@ extension Agent {
     }
 
     private func tellPromotion(
-        _ name: PairName, _ generation: Generation, _ report: PromotionReport
-    ) async {
-        func milliseconds(_ nanoseconds: UInt64) -> Double {
-            (Double(nanoseconds) / 10_000).rounded() / 100
-        }
-        await emit(
+        _ name: PairName, _ generation: Generation, _ report: PromotionReport,
+        _ claimNanoseconds: UInt64?
+    ) {
+        var figures = [
+            "generation": Double(generation.number),
+            "epoch": Double(report.rollback.commit.epoch.number),
+            "rollbackPages": Double(report.rollback.distinctPages),
+            "lockMilliseconds": milliseconds(report.lockNanoseconds),
+            "rollbackMilliseconds": milliseconds(report.rollbackNanoseconds),
+            "injectionMilliseconds": milliseconds(report.injectionNanoseconds),
+            "protectionMilliseconds": milliseconds(report.protectionNanoseconds),
+            "loadMilliseconds": milliseconds(report.loadNanoseconds),
+            "resumeMilliseconds": milliseconds(report.resumeNanoseconds),
+            "promotionMilliseconds": milliseconds(report.totalNanoseconds),
+        ]
+        figures["claimMilliseconds"] = claimNanoseconds.map { milliseconds($0) }
+        emit(
             .fenced, "the old primary of \(name) is gone: its lock was free", pair: name)
-        await emit(
+        emit(
             .guestRunning,
             "\(name) runs on \(host) from epoch \(report.rollback.commit.epoch), \(milliseconds(report.totalNanoseconds)) ms after the promotion began",
             pair: name,
-            figures: [
-                "generation": Double(generation.number),
-                "rollbackPages": Double(report.rollback.distinctPages),
-                "lockMilliseconds": milliseconds(report.lockNanoseconds),
-                "rollbackMilliseconds": milliseconds(report.rollbackNanoseconds),
-                "injectionMilliseconds": milliseconds(report.injectionNanoseconds),
-                "protectionMilliseconds": milliseconds(report.protectionNanoseconds),
-                "loadMilliseconds": milliseconds(report.loadNanoseconds),
-                "resumeMilliseconds": milliseconds(report.resumeNanoseconds),
-                "promotionMilliseconds": milliseconds(report.totalNanoseconds),
-            ])
+            figures: figures)
     }
 
     func raiseSegmentGeneration(_ name: PairName, _ generation: Generation) async {
@@ -234,6 +280,12 @@ extension Agent {
         let runtime = runtime(of: name)
         runtime.endedByUs = true
         // QEMU first: a tracker that ends before it would leave its vCPUs waiting, but no harm is done either way.
+        if let driver = runtime.driver {
+            try await blocking { try driver.process.kill() }
+            runtime.forgetQEMU()
+            // Here and not after libvirt has looked: somebody may be waiting to go on.
+            await change(name, .reportPrimaryLost(reason: reason))
+        }
         try await worker.destroy(name)
         runtime.forgetQEMU()
     }

@@ -30,12 +30,24 @@ package actor Agent {
     /// Which hosts have failed which pair lately: they are tried last.
     var recentFailures = RecentFailures()
     var lastStatistics: [PairName: UInt64] = [:]
+    /// Hosts that are out of service.
+    var maintenance: [HostName: HostMaintenance] = [:]
+    /// Pairs of which a move has been begun lately, and until when the drain leaves them alone.
+    var drainDeferred: [PairName: UInt64] = [:]
+    /// It has been told that nothing is on this host any more.
+    var drainTold = false
+    /// Looks that are under way; true: once more afterwards.
+    var looking: [PairName: Bool] = [:]
     private var lastHostReport: UInt64 = 0
     private var reported: HostRecord?
     /// Looked at by the heartbeat: a daemon that is stuck must fall silent.
     private let aliveAt = Atomic<UInt64>(0)
     private let wake: AsyncStream<Void>.Continuation
     private let wakes: AsyncStream<Void>
+    private let toTell: AsyncStream<ClusterEvent>.Continuation
+    private let told: AsyncStream<ClusterEvent>
+    /// Events that wait to be written, at most; the newest are dropped for older ones, which led to them.
+    private static let eventsWaiting = 1_024
 
     /// How often everything is looked at when nothing changes.
     static let tickMilliseconds: UInt64 = 50
@@ -53,6 +65,8 @@ package actor Agent {
                 periodNanoseconds: UInt64(configuration.heartbeatPeriodMilliseconds) * 1_000_000,
                 missesUntilDead: UInt64(configuration.heartbeatMissesUntilDead)))
         (wakes, wake) = AsyncStream.makeStream(bufferingPolicy: .bufferingNewest(1))
+        (told, toTell) = AsyncStream.makeStream(
+            bufferingPolicy: .bufferingOldest(Self.eventsWaiting))
     }
 
     /// Something may have changed: look again soon. From any thread.
@@ -71,8 +85,13 @@ package actor Agent {
             group.addTask { await self.followLibvirt() }
             group.addTask { await self.answerRequests() }
             group.addTask { await self.tick() }
+            group.addTask { await self.followMaintenance() }
+            group.addTask { await self.writeEvents() }
             group.addTask {
-                for await _ in self.wakes { await self.lookAtEverything() }
+                for await _ in self.wakes {
+                    await self.lookAtEverything()
+                    await self.drainThisHost()
+                }
             }
             try await group.next()
             group.cancelAll()
@@ -96,13 +115,17 @@ package actor Agent {
                     logger.error("unreadable pair record", metadata: ["key": "\(bad.key)"])
                 }
                 let now = MonotonicInstant(nanoseconds: MonotonicClock.nowNanoseconds())
+                var changed: [PairName] = []
                 for fresh in decoded.records {
                     guard let old = records[fresh.record.name] else { continue }
                     recentFailures.note(old: old.record, new: fresh.record, at: now)
+                    if old.revision != fresh.revision { changed.append(fresh.record.name) }
                 }
                 records = Dictionary(
                     uniqueKeysWithValues: decoded.records.map { ($0.record.name, $0) })
                 recordsKnown = true
+                // A promotion may be due: these do not wait for the others' turn.
+                for name in changed { await look(at: name) }
                 poke()
             case .unavailable(let error):
                 logger.warning("the store does not answer", metadata: ["error": "\(error)"])
@@ -192,6 +215,7 @@ package actor Agent {
             await observeHosts()
             await reportHost()
             await publishStatistics()
+            lookForHangs()
             poke()
             try? await Task.sleep(for: .milliseconds(Self.tickMilliseconds))
         }
@@ -220,7 +244,7 @@ package actor Agent {
                 case .suspect: .hostSuspected
                 case .dead: .hostDead
                 }
-            await emit(
+            emit(
                 kind, "\(transition.host) is \(transition.to.rawValue): \(transition.reason)",
                 pair: nil)
         }
@@ -262,18 +286,27 @@ package actor Agent {
         return domain
     }
 
+    /// Tells what has happened; it is written in its turn, and nobody waits for that.
     func emit(
         _ kind: ClusterEvent.Kind, _ message: String, pair: PairName?,
         figures: [String: Double] = [:]
-    ) async {
+    ) {
         logger.notice("\(message)", metadata: ["event": "\(kind.rawValue)"])
-        do {
-            try await environment.store.appendEvent(
-                ClusterEvent(
-                    time: Date().timeIntervalSince1970, kind: kind, host: host, pair: pair,
-                    message: message, figures: figures))
-        } catch {
-            logger.warning("cannot record an event", metadata: ["error": "\(error)"])
+        let event = ClusterEvent(
+            time: Date().timeIntervalSince1970, kind: kind, host: host, pair: pair,
+            message: message, figures: figures)
+        if case .dropped = toTell.yield(event) {
+            logger.warning("an event is not recorded: too many wait for the store")
+        }
+    }
+
+    private func writeEvents() async {
+        for await event in told {
+            do {
+                try await environment.store.appendEvent(event)
+            } catch {
+                logger.warning("cannot record an event", metadata: ["error": "\(error)"])
+            }
         }
     }
 }

@@ -52,9 +52,36 @@ package enum ConfigurationFile {
         configuration.epochMaximumMilliseconds =
             try reader.integer("epoch_maximum_milliseconds", in: 1...10_000)
             ?? configuration.epochMaximumMilliseconds
+        configuration.hangTimeoutMilliseconds =
+            try reader.integer("hang_timeout_milliseconds", in: 200...600_000)
+            ?? configuration.hangTimeoutMilliseconds
+        configuration.stateDirectory =
+            try reader.string("state_directory") ?? configuration.stateDirectory
+        try drill(&reader, path: path, &configuration)
         configuration.pools = try pools(&reader, path: path)
         try reader.refuseOthers()
         return configuration
+    }
+
+    private static func drill(
+        _ reader: inout TableReader, path: String, _ configuration: inout DaemonConfiguration
+    ) throws {
+        guard let table = try reader.table("drill") else { return }
+        var reader = TableReader(table: table, place: "\(path), [drill]")
+        if let command = try reader.strings("kill_host_command") {
+            guard command.first?.hasPrefix("/") == true,
+                command.contains(where: { $0.contains("{host}") })
+            else {
+                throw FtvmError(
+                    .invalidArgument,
+                    "\(reader.place): `kill_host_command` is not a command on a host",
+                    advice: "begin with the program's whole path, and have {host} in an argument")
+            }
+            configuration.drillKillHostCommand = command
+        }
+        configuration.drillKillHostFromClient =
+            try reader.boolean("kill_host_from_client") ?? false
+        try reader.refuseOthers()
     }
 
     private static func pools(
@@ -122,6 +149,30 @@ private struct TableReader {
             throw wrong(key, "a whole number from \(range.lowerBound) to \(range.upperBound)")
         }
         return number
+    }
+
+    mutating func boolean(_ key: String) throws -> Bool? {
+        known.insert(key)
+        guard let value = table[key] else { return nil }
+        guard let flag = value.bool else { throw wrong(key, "true or false") }
+        return flag
+    }
+
+    mutating func strings(_ key: String) throws -> [String]? {
+        known.insert(key)
+        guard let value = table[key] else { return nil }
+        guard let array = value.array else { throw wrong(key, "an array of strings") }
+        return try array.map {
+            guard let text = $0.string else { throw wrong(key, "an array of strings") }
+            return text
+        }
+    }
+
+    mutating func table(_ key: String) throws -> TOMLTable? {
+        known.insert(key)
+        guard let value = table[key] else { return nil }
+        guard let found = value.table else { throw wrong(key, "a table, written [\(key)]") }
+        return found
     }
 
     mutating func tables(_ key: String) throws -> [TOMLTable] {

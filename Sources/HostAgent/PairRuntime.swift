@@ -14,6 +14,10 @@ final class PairRuntime {
     var driverFailure: FtvmError?
     /// The waiting QEMU, while this host has it ready.
     var secondary: WaitingSecondary?
+    /// Tells of the end of the QEMU that `driver` or `secondary` is about.
+    var watch: ProcessWatch?
+    /// Somebody asks its QEMU whether it still answers.
+    var isProbed = false
     /// The long work under way, of which there is at most one for a pair on a host.
     var work: PairWork?
     /// The QEMU that was here ended in the way of a guest that shut down, or was ended by a user.
@@ -56,6 +60,7 @@ final class PairRuntime {
 
     /// Lets go of everything that belongs to a QEMU of this host.
     func forgetQEMU() {
+        watch = nil
         driver?.close()
         driver = nil
         driverFailure = nil

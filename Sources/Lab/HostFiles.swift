@@ -67,6 +67,19 @@ struct HostFiles {
             """
     }
 
+    /// A host of a lab is killed from outside all hosts, where `ftvm` runs.
+    private var drill: String {
+        guard let daemon = specification.daemonPath else { return "" }
+        let tool = daemon.split(separator: "/").dropLast().map { "/\($0)" }.joined() + "/ftvm"
+        return """
+
+            [drill]
+            kill_host_command = ["\(tool)", "lab", "kill", "{host}", "--name", "\(layout.name)"]
+            kill_host_from_client = true
+
+            """
+    }
+
     private var daemonConfiguration: String {
         var text = """
             host = "\(host.name)"
@@ -77,7 +90,8 @@ struct HostFiles {
             log_level = "\(specification.logLevel)"
             heartbeat_period_milliseconds = \(specification.heartbeatPeriodMilliseconds)
             heartbeat_misses_until_dead = \(specification.heartbeatMissesUntilDead)
-
+            state_directory = "\(directory)/var/lib/ftvm"
+            \(drill)
             [[pool]]
             name = "pool"
             kind = "tmpfs"

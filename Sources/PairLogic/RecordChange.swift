@@ -295,7 +295,7 @@ extension PairRecord {
     }
 
     /// nil when all generations (2^24) are used up.
-    var nextGeneration: Generation? {
+    package var nextGeneration: Generation? {
         generation.number < Generation.maximum ? generation.next : nil
     }
 

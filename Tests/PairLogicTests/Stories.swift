@@ -204,58 +204,222 @@ enum Stories {
         """,
         "a switchover": """
         > protected 3
+        = protected, generation 1, primary h1, secondary h2
         > switchover
+        h2: awaitHandOver
+        h1: handOver
+        h2: claimPromotion(2)
+            promotion-started: h2 promotes demo, generation 2
+        h2: promote(2) at once
+        h2: reportPromoted
+            switched-over: demo has moved from h1 to h2, generation 2
+        h2: placeSecondary(on: h1)
+        h1: createSecondary
+        h1: reportSecondaryReady
+            protected: demo is protected: the secondary on h1 is ready
+        = protected, generation 2, primary h2, secondary h1
         """,
         "a switchover to a third host": """
         > protected 3
+        = protected, generation 1, primary h1, secondary h2
         > switchover h3
+        h1: replaceSecondary(h2, by: h3)
+        h2: cleanUpStale(reason: "its primary is on h1, generation 1")
+        h3: createSecondary
+        h3: reportSecondaryReady
+            protected: demo is protected: the secondary on h3 is ready
+        h3: awaitHandOver
+        h1: handOver
+        h3: claimPromotion(2)
+            promotion-started: h3 promotes demo, generation 2
+        h3: promote(2) at once
+        h3: reportPromoted
+            switched-over: demo has moved from h1 to h3, generation 2
+        h3: placeSecondary(on: h1)
+        h1: createSecondary
+        h1: reportSecondaryReady
+            protected: demo is protected: the secondary on h1 is ready
+        = protected, generation 2, primary h3, secondary h1
         """,
         "a switchover to a host that dies": """
         > protected 3
+        = protected, generation 1, primary h1, secondary h2
         > switchover h3 ...
         > steps 3
+        h1: replaceSecondary(h2, by: h3)
+        h2: cleanUpStale(reason: "its primary is on h1, generation 1")
+        h3: createSecondary
+        = need-secondary, generation 1, primary h1, secondary h3: h3 makes the secondary, in the place of h2
         > kill h3
+        h1: reportSecondaryLost(h3, reason: "h3 is dead", error: nil)
+            secondary-lost: demo has lost its secondary on h3: h3 is dead
+        h1: placeSecondary(on: h2)
+        h2: createSecondary
+        h2: reportSecondaryReady
+            protected: demo is protected: the secondary on h2 is ready
+        = protected, generation 1, primary h1, secondary h2
         """,
         "the source dies in the middle of a switchover": """
         > protected 3
+        = protected, generation 1, primary h1, secondary h2
         > switchover ...
         > steps 4
+        h2: awaitHandOver
+        = protected, generation 1, primary h1, secondary h2
         > kill h1
+        h2: claimPromotion(2)
+            promotion-started: h2 promotes demo, generation 2
+        h2: promote(2)
+        h2: reportPromoted
+            promoted: demo goes on on h2, generation 2
+        h2: placeSecondary(on: h3)
+        h3: createSecondary
+        h3: reportSecondaryReady
+            protected: demo is protected: the secondary on h3 is ready
+        = protected, generation 2, primary h2, secondary h3
         """,
         "ftvmd of the source dies after the last commit": """
         > protected 3
+        = protected, generation 1, primary h1, secondary h2
         > switchover ...
         > steps 5
+        h2: awaitHandOver
+        h1: handOver
+        = protected, generation 1, primary h1, secondary h2
         > kill-ftvmd h1 ...
         > start-ftvmd h1
+        h1: adoptPrimary
+        h1: handOver
+        h2: claimPromotion(2)
+            promotion-started: h2 promotes demo, generation 2
+        h2: promote(2) at once
+        h2: reportPromoted
+            switched-over: demo has moved from h1 to h2, generation 2
+        h2: placeSecondary(on: h1)
+        h1: createSecondary
+        h1: reportSecondaryReady
+            protected: demo is protected: the secondary on h1 is ready
+        = protected, generation 2, primary h2, secondary h1
         """,
         "the target dies once the source has ended": """
         > protected 3
+        = protected, generation 1, primary h1, secondary h2
         > switchover ...
         > steps 8
+        h2: awaitHandOver
+        h1: handOver
+        h2: claimPromotion(2)
+            promotion-started: h2 promotes demo, generation 2
+        h2: promote(2) at once
+        = failing-over, generation 2, primary h1, secondary h2: h2 is being promoted
         > kill h2
+        h3: claimPromotion(3)
+            promotion-started: h3 promotes demo, generation 3
+        h3: createSecondary
+        h3: promote(3)
+        h3: reportPromoted
+            promoted: demo goes on on h3, generation 3
+        h3: placeSecondary(on: h1)
+        h1: createSecondary
+        h1: reportSecondaryReady
+            protected: demo is protected: the secondary on h1 is ready
+        = protected, generation 3, primary h3, secondary h1
         """,
         "a switchover is cancelled": """
         > protected 3
+        = protected, generation 1, primary h1, secondary h2
         > break h3
+        = protected, generation 1, primary h1, secondary h2
         > switchover h3 ...
         > steps 2
+        h1: replaceSecondary(h2, by: h3)
+        = need-secondary, generation 1, primary h1, secondary h3: h3 makes the secondary, in the place of h2
         > cancel
+        h2: cleanUpStale(reason: "its primary is on h1, generation 1")
+        h3: createSecondary
+        h3: reportSecondaryLost(h3, reason: "no room for a waiting QEMU", error: Optional(no room for a waiting QEMU))
+            secondary-lost: demo has lost its secondary on h3: no room for a waiting QEMU
+        h1: placeSecondary(on: h2)
+        h2: createSecondary
+        h2: reportSecondaryReady
+            protected: demo is protected: the secondary on h2 is ready
+        = protected, generation 1, primary h1, secondary h2
         """,
         "a host is drained and put into service again": """
         > protected 3
+        = protected, generation 1, primary h1, secondary h2
         > drain h1
+        h1: drain: switch over to h2
+        h2: awaitHandOver
+        h1: handOver
+        h2: claimPromotion(2)
+            promotion-started: h2 promotes demo, generation 2
+        h2: promote(2) at once
+        h2: reportPromoted
+            switched-over: demo has moved from h1 to h2, generation 2
+        h2: placeSecondary(on: h3)
+        h3: createSecondary
+        h3: reportSecondaryReady
+            protected: demo is protected: the secondary on h3 is ready
+        = protected, generation 2, primary h2, secondary h3
         > kill-qemu h2
+        h2: reportPrimaryLost(reason: "its QEMU on h2 has ended")
+            primary-lost: demo has lost its primary on h2: its QEMU on h2 has ended
+        h3: claimPromotion(3)
+            promotion-started: h3 promotes demo, generation 3
+        h3: promote(3)
+        h3: reportPromoted
+            promoted: demo goes on on h3, generation 3
+        h3: placeSecondary(on: h2)
+        h2: createSecondary
+        h2: reportSecondaryReady
+            protected: demo is protected: the secondary on h2 is ready
+        = protected, generation 3, primary h3, secondary h2
         > undrain h1
+        = protected, generation 3, primary h3, secondary h2
         """,
         "a drained host without another": """
         > protected 2
+        = protected, generation 1, primary h1, secondary h2
         > drain h1
+        h1: drain: switch over to h2
+        h2: awaitHandOver
+        h1: handOver
+        h2: claimPromotion(2)
+            promotion-started: h2 promotes demo, generation 2
+        h2: promote(2) at once
+        h2: reportPromoted
+            switched-over: demo has moved from h1 to h2, generation 2
+        h2: noteReason("no host for the secondary: h1: in maintenance")
+        = need-secondary, generation 2, primary h2: no host for the secondary: h1: in maintenance
         > kill h2
+        h1: claimPromotion(3)
+            promotion-started: h1 promotes demo, generation 3
+        h1: createSecondary
+        h1: promote(3)
+        h1: reportPromoted
+            promoted: demo goes on on h1, generation 3
+        h1: noteReason("no host for the secondary: h2: dead")
+        = need-secondary, generation 3, primary h1: no host for the secondary: h2: dead
         """,
         "promote while the primary lives": """
         > protected 3
+        = protected, generation 1, primary h1, secondary h2
         > promote
+        h1: beginSwitchover(to: h2)
+            switchover-requested: demo is to move to h2 (ftvm promote)
+        h2: awaitHandOver
+        h1: handOver
+        h2: claimPromotion(2)
+            promotion-started: h2 promotes demo, generation 2
+        h2: promote(2) at once
+        h2: reportPromoted
+            switched-over: demo has moved from h1 to h2, generation 2
+        h2: placeSecondary(on: h1)
+        h1: createSecondary
+        h1: reportSecondaryReady
+            protected: demo is protected: the secondary on h1 is ready
+        = protected, generation 2, primary h2, secondary h1
         """,
         "a switchover without a secondary": """
         > protected 2
