@@ -11,7 +11,7 @@ package enum ClusterText {
         ])
         for host in hosts {
             table.add([
-                host.name.text, host.state.rawValue,
+                host.name.text, state(host),
                 host.heartbeatAgeMilliseconds.map { HumanText.duration(milliseconds: $0) },
                 names(host.primaries), names(host.secondaries),
                 HumanText.bytes(roundedToMebibytes(host.memoryAvailableBytes)), names(host.pools),
@@ -19,6 +19,12 @@ package enum ClusterText {
             ])
         }
         return table.text()
+    }
+
+    private static func state(_ host: HostView) -> String {
+        guard host.maintenance != nil else { return host.state.rawValue }
+        let isEmpty = host.primaries.isEmpty && host.secondaries.isEmpty
+        return "\(host.state.rawValue), \(isEmpty ? "drained" : "draining")"
     }
 
     /// One line an event. Widths do not depend on the events, so that `--follow` keeps its columns.

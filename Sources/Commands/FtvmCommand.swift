@@ -22,13 +22,16 @@ struct FtvmCommand: AsyncParsableCommand {
 
             Exit codes: 0 done, 2 wrong usage, 3 not found, 4 already so, 5 cannot be protected, 6 not \
             in the present state, 7 full, 8 no answer, 9 timed out, 10 not allowed, 11 somebody else \
-            was first, 12 damaged data, 1 a defect of ftvm. An error says what happened, why, and what \
+            was first, 12 damaged data, 20 a drill that failed, 1 a defect of ftvm. An error says what happened, why, and what \
             to do next.
             """,
         version: FtvmVersion.text,
         groupedSubcommands: [
             CommandGroup(
-                name: "Protection", subcommands: [Enable.self, Disable.self, Promote.self]),
+                name: "Protection",
+                subcommands: [Enable.self, Disable.self, SwitchoverVerb.self, Promote.self]),
+            CommandGroup(
+                name: "Maintenance", subcommands: [HostCommand.self, Drill.self]),
             CommandGroup(
                 name: "Observation",
                 subcommands: [

@@ -42,6 +42,9 @@ package enum PairText {
             "promotion",
             pair.promoting.map { "under way on \($0)" }
                 ?? (pair.promotionRequested ? "asked for" : nil))
+        block.add(
+            "switchover",
+            pair.switchover.map { "to \($0.target) (\($0.requestedBy)): \(PairWait.moveText(pair))" })
         block.add("generation", pair.generation.description)
         block.add("epoch", epoch(pair))
         block.add("memory", memory(pair))
@@ -70,6 +73,20 @@ package enum PairText {
         let median = HumanText.duration(microseconds: statistics.pauseMedianMicroseconds)
         let worst = HumanText.duration(microseconds: statistics.pauseP99Microseconds)
         block.add("pause", "median \(median), p99 \(worst)")
+        if let held = statistics.heldFrames {
+            var text = "\(held) now"
+            if let released = statistics.releasedFrames { text += ", \(released) released" }
+            if let median = statistics.holdMedianMicroseconds {
+                text += ", held median \(HumanText.duration(microseconds: median))"
+            }
+            if let worst = statistics.holdP99Microseconds {
+                text += ", p99 \(HumanText.duration(microseconds: worst))"
+            }
+            block.add("held packets", text)
+        }
+        block.add(
+            "lag", HumanText.duration(milliseconds: statistics.lastCommitAgeMilliseconds)
+                + " behind the guest")
         block.add(
             "dirty pages",
             "median \(statistics.dirtyPagesMedian) an epoch, "

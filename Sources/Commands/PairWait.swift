@@ -11,6 +11,8 @@ package struct PairWait: Sendable {
         case gone
         /// `promote`: another host's QEMU is the primary of a later generation.
         case promoted(from: Generation, host: HostName)
+        /// `switchover`: the move asked for, known by its id, has ended.
+        case switchedOver(id: String)
     }
 
     package enum Verdict: Hashable, Sendable {
@@ -58,7 +60,7 @@ package struct PairWait: Sendable {
     private func judgeGone() -> Verdict {
         switch goal {
         case .gone: return .done(nil)
-        case .protected, .promoted:
+        case .protected, .promoted, .switchedOver:
             return .failed(
                 FtvmError(
                     .conflict, "\(name) was disabled while ftvm waited for it",
@@ -94,12 +96,34 @@ package struct PairWait: Sendable {
             guard pair.state == .protected || pair.state == .needSecondary else { return nil }
             if pair.generation > from, pair.primary != host { return .done(pair) }
             if !pair.promotionRequested { return .failed(PairWait.refusal(of: name)) }
+        case .switchedOver(let id):
+            if pair.switchover?.id == id { return nil }
+            return ended(pair, id)
         }
         return nil
     }
 
+    /// The move is not under way any more.
+    private func ended(_ pair: PairView, _ id: String) -> Verdict {
+        guard let outcome = pair.lastSwitchover, outcome.id == id else {
+            return .failed(
+                FtvmError(
+                    .conflict, "what became of the switchover of \(name) is not known any more",
+                    cause: "another one has been asked for since",
+                    advice: "see 'ftvm events --pair \(name)'"))
+        }
+        if outcome.result == .done { return .done(pair) }
+        return .failed(
+            FtvmError(
+                .failedPrecondition,
+                "the switchover of \(name) to \(outcome.target) is \(outcome.result.rawValue)",
+                cause: outcome.reason.isEmpty ? nil : outcome.reason,
+                advice: "its primary is on \(pair.primary): see 'ftvm status \(name)'"))
+    }
+
     /// Work goes on; an error that stands for too long ends the wait for it.
     private mutating func patient(_ pair: PairView, _ elapsed: Duration) -> Verdict {
+        if case .switchedOver = goal { return .pending(PairWait.moveText(pair)) }
         let isOver = pair.state != .starting && pair.state != .failingOver
         guard isOver, let error = pair.lastError, error != earlierError else {
             errorSince = nil
@@ -128,6 +152,17 @@ package struct PairWait: Sendable {
             ? pair.state.rawValue : "\(pair.state.rawValue): \(pair.reason)"
     }
 
+    /// Where a planned move is.
+    package static func moveText(_ pair: PairView) -> String {
+        guard let switchover = pair.switchover else { return progressText(pair) }
+        let target = switchover.target
+        if pair.promoting == target { return "\(target) goes on with the guest" }
+        if switchover.armed { return "last commit on \(pair.primary)" }
+        if pair.secondary != target { return "a secondary is to be made on \(target)" }
+        return pair.secondaryReady
+            ? "\(target) gets ready" : "\(target) makes the secondary"
+    }
+
     /// The error for a goal not reached in time.
     package func timedOut(after limit: Duration, lastSeen: String) -> FtvmError {
         let wish =
@@ -135,6 +170,7 @@ package struct PairWait: Sendable {
             case .protected: "protected"
             case .gone: "disabled"
             case .promoted: "promoted"
+            case .switchedOver: "switched over"
             }
         return FtvmError(
             .timedOut, "\(name) is not \(wish) after \(HumanText.duration(limit))",
