@@ -130,8 +130,9 @@ struct Drill: AsyncParsableCommand {
             domain, measure, after: number, service, environment)
         // What a client sees after the end counts as well.
         if client != nil { try await environment.time.sleep(.milliseconds(500)) }
-        let events = (try? await service.events(
-            EventQuery(after: number, limit: EventQuery.limitMaximum))) ?? []
+        let events =
+            (try? await service.events(
+                EventQuery(after: number, limit: EventQuery.limitMaximum))) ?? []
         let report = measure.finished(
             events: events, pair: pair, commits: commits,
             probe: client.map { $0.result(faultAt: Self.monotonic(faultAt)) })
@@ -162,7 +163,8 @@ struct Drill: AsyncParsableCommand {
         throw FtvmError(
             .failedPrecondition, "no drill: \(probe) does not answer the probe",
             cause: client.failure ?? "\(client.answered) answers within a second",
-            advice: "run ftvm where clients of the guest are, such as 'ftvm lab client -- ftvm drill'")
+            advice:
+                "run ftvm where clients of the guest are, such as 'ftvm lab client -- ftvm drill'")
     }
 
     private static func run(_ command: [String]) throws {
@@ -208,7 +210,8 @@ struct Drill: AsyncParsableCommand {
                     if let before = protectedAt, epoch > before { return (pair, true) }
                     protectedAt = protectedAt ?? epoch
                 }
-                let text = pair.switchover == nil
+                let text =
+                    pair.switchover == nil
                     ? PairWait.progressText(pair) : PairWait.moveText(pair)
                 environment.console.note(
                     progress.show(text, elapsed: environment.time.now() - start))

@@ -15,9 +15,13 @@ package struct DrillMeasure: Sendable {
         guard pair.state == .protected, pair.switchover == nil else { return false }
         if report.kind.movesGuest {
             return pair.generation > report.generation
-                && events.contains { $0.kind == .protected && isLater($0, than: .guestRunning, events) }
+                && events.contains {
+                    $0.kind == .protected && isLater($0, than: .guestRunning, events)
+                }
         }
-        return events.contains { $0.kind == .protected && isLater($0, than: .secondaryLost, events) }
+        return events.contains {
+            $0.kind == .protected && isLater($0, than: .secondaryLost, events)
+        }
     }
 
     private func isLater(

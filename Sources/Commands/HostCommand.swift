@@ -146,7 +146,8 @@ package struct DrainWaiter {
             }
             if let since = stuckSince, elapsed - since >= Self.patience {
                 throw FtvmError(
-                    .failedPrecondition, "\(host) is not drained: the rest cannot move", cause: text,
+                    .failedPrecondition, "\(host) is not drained: the rest cannot move",
+                    cause: text,
                     advice: "it stays out of service, and they move as soon as they can")
             }
             environment.console.note(progress.show(text, elapsed: elapsed))

@@ -44,7 +44,9 @@ package enum PairText {
                 ?? (pair.promotionRequested ? "asked for" : nil))
         block.add(
             "switchover",
-            pair.switchover.map { "to \($0.target) (\($0.requestedBy)): \(PairWait.moveText(pair))" })
+            pair.switchover.map {
+                "to \($0.target) (\($0.requestedBy)): \(PairWait.moveText(pair))"
+            })
         block.add("generation", pair.generation.description)
         block.add("epoch", epoch(pair))
         block.add("memory", memory(pair))
@@ -85,7 +87,8 @@ package enum PairText {
             block.add("held packets", text)
         }
         block.add(
-            "lag", HumanText.duration(milliseconds: statistics.lastCommitAgeMilliseconds)
+            "lag",
+            HumanText.duration(milliseconds: statistics.lastCommitAgeMilliseconds)
                 + " behind the guest")
         block.add(
             "dirty pages",

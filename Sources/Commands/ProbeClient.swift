@@ -110,7 +110,8 @@ final class ProbeClient: @unchecked Sendable {
     // MARK: - Echo requests
 
     private func pingOnAndOn() {
-        let raw = socket(AF_INET, Int32(SOCK_RAW.rawValue | SOCK_CLOEXEC.rawValue), Int32(IPPROTO_ICMP))
+        let raw = socket(
+            AF_INET, Int32(SOCK_RAW.rawValue | SOCK_CLOEXEC.rawValue), Int32(IPPROTO_ICMP))
         guard raw >= 0 else { return fail("cannot make a socket for echo requests") }
         defer { close(raw) }
         let identifier = UInt16(truncatingIfNeeded: getpid())

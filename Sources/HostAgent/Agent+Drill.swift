@@ -183,7 +183,8 @@ extension Agent {
         guard outcome == 0 else {
             throw FtvmError(
                 .unavailable, "the command that kills host \(victim) failed",
-                cause: outcome < 0 ? "it did not end within 30 s" : "it ended with status \(outcome)",
+                cause: outcome < 0
+                    ? "it did not end within 30 s" : "it ended with status \(outcome)",
                 advice: "try it by hand: \(command.joined(separator: " "))")
         }
         return now

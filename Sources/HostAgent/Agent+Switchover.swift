@@ -75,7 +75,9 @@ extension Agent {
     /// Everything ready, the lock watched; then the claim and the promotion at once.
     func awaitHandOver(_ name: PairName) async throws {
         let runtime = runtime(of: name)
-        guard runtime.secondary != nil, let reference = records[name]?.record.segment else { return }
+        guard runtime.secondary != nil, let reference = records[name]?.record.segment else {
+            return
+        }
         let segment = try environment.openSegment(reference, access: .write)
         await change(name, .armSwitchover)
         guard records[name]?.record.switchover?.armed == true else { return }

@@ -84,7 +84,9 @@ extension QEMUProcess {
         }
         return threads.allSatisfy { thread in
             // A thread that has gone meanwhile is no thread.
-            guard let stat = try? String(contentsOfFile: "\(directory)/\(thread)/stat", encoding: .utf8)
+            guard
+                let stat = try? String(
+                    contentsOfFile: "\(directory)/\(thread)/stat", encoding: .utf8)
             else { return true }
             return Self.isEnding(stat: stat)
         }

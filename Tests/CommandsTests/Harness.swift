@@ -19,6 +19,17 @@ final class ScriptedService: ControlService {
         /// What `enable`, `disable` and `promote` answer.
         var accepted: Result<PairView, FtvmError> = .failure(
             FtvmError(.internalError, "unscripted"))
+        var switchoverRequests: [SwitchoverRequest] = []
+        /// What `drain` and `undrain` answer.
+        var drainAccepted: Result<HostDrainView, FtvmError> = .failure(
+            FtvmError(.internalError, "unscripted"))
+        var drainRequests: [DrainRequest] = []
+        /// What `drainState` answers, one after the other; the last answer is repeated.
+        var drainAnswers: [Result<HostDrainView, FtvmError>] = []
+        var drillStart: Result<DrillStart, FtvmError> = .failure(
+            FtvmError(.internalError, "unscripted"))
+        var drillRequests: [DrillRequest] = []
+        var drillReports: [DrillReport] = []
         /// `VERB argument`, in order.
         var calls: [String] = []
         var enableRequests: [EnableRequest] = []
@@ -67,6 +78,54 @@ final class ScriptedService: ControlService {
     }
     func promote(_ name: PairName) async throws(FtvmError) -> PairView {
         try note("promote \(name)") { $0.accepted }
+    }
+    func switchover(
+        _ name: PairName, _ request: SwitchoverRequest
+    ) async throws(FtvmError) -> PairView {
+        try note("switchover \(name)") { state in
+            state.switchoverRequests.append(request)
+            return state.accepted
+        }
+    }
+    func cancelSwitchover(_ name: PairName) async throws(FtvmError) -> PairView {
+        try note("cancel \(name)") { $0.accepted }
+    }
+    func drain(
+        _ host: HostName, _ request: DrainRequest
+    ) async throws(FtvmError) -> HostDrainView {
+        try note("drain \(host)") { state in
+            state.drainRequests.append(request)
+            return state.drainAccepted
+        }
+    }
+    func drainState(_ host: HostName) async throws(FtvmError) -> HostDrainView {
+        try note("drainState \(host)") { state in
+            guard let first = state.drainAnswers.first else {
+                return .failure(FtvmError(.notFound, "there is no host \(host)"))
+            }
+            if state.drainAnswers.count > 1 { state.drainAnswers.removeFirst() }
+            return first
+        }
+    }
+    func undrain(_ host: HostName) async throws(FtvmError) -> HostDrainView {
+        try note("undrain \(host)") { $0.drainAccepted }
+    }
+    func startDrill(
+        _ name: PairName, _ request: DrillRequest
+    ) async throws(FtvmError) -> DrillStart {
+        try note("drill \(name)") { state in
+            state.drillRequests.append(request)
+            return state.drillStart
+        }
+    }
+    func finishDrill(_ report: DrillReport) async throws(FtvmError) -> DrillReport {
+        try note("finish \(report.id)") { state in
+            state.drillReports.append(report)
+            return .success(report)
+        }
+    }
+    func drills() async throws(FtvmError) -> [DrillReport] {
+        try note("drills") { .success($0.drillReports) }
     }
     func hosts() async throws(FtvmError) -> [HostView] {
         try note("hosts") { .success($0.hosts) }

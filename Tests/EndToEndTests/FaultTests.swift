@@ -34,7 +34,8 @@ extension EndToEnd {
         @Test func everyPointIsTested() throws {
             let known = Set(
                 Self.commitPoints + Self.undoPoints + Self.takeOverPoints + Self.promotionPoints
-                    + Self.releasePoints + Self.secondaryPoints + ["adoption.tracking"])
+                    + Self.releasePoints + Self.secondaryPoints + ["adoption.tracking"]
+                    + Switchovers.sourcePoints + Switchovers.targetPoints)
             let sources = Settings.repository("Sources")
             let files = FileManager.default.enumerator(atPath: sources)?.compactMap {
                 $0 as? String

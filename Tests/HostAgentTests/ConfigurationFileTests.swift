@@ -41,6 +41,9 @@ import Testing
         "host = \"h1\"\nheartbeat_period_milliseconds = 0\n[[pool]]\nname = \"a\"\npath = \"/x\"",
         "host = \"h1\"\n[[pool]]\nname=\"a\"\npath=\"/x\"\n[[pool]]\nname=\"a\"\npath=\"/y\"",
         "host = \"h1\"\n[[pool",
+        "host=\"h1\"\n[[pool]]\nname=\"a\"\npath=\"/x\"\n[drill]\nkill_host_command=[\"ipmi\"]",
+        "host=\"h1\"\n[[pool]]\nname=\"a\"\npath=\"/x\"\n[drill]\nkill_host_command=[\"/x\"]",
+        "host=\"h1\"\n[[pool]]\nname=\"a\"\npath=\"/x\"\n[drill]\nkil_host_command=[\"/x\"]",
     ])
     func whatIsWrongIsRefusedWithItsPlace(text: String) throws {
         let error = try #require(throws: FtvmError.self) {
@@ -50,13 +53,25 @@ import Testing
         #expect(error.message.contains("test.toml"))
     }
 
+    @Test func howAHostIsKilledInADrill() throws {
+        let text =
+            smallest + """
+
+                [drill]
+                kill_host_command = ["/usr/bin/ipmitool", "-H", "{host}-ipmi", "power", "off"]
+                """
+        let configuration = try ConfigurationFile.parse(text, path: "test.toml")
+        #expect(configuration.drillKillHostCommand.count == 5)
+        #expect(!configuration.drillKillHostFromClient)
+    }
+
     /// The example names every key, and every line of it is right once it is uncommented.
     @Test func theExampleIsRight() throws {
         let example = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
             .appendingPathComponent("../../Examples/ftvmd.toml")
         let text = try String(contentsOf: example, encoding: .utf8)
         _ = try ConfigurationFile.parse(text, path: "example")
-        let setting = try Regex("^#\\s?([a-z_]+ = |\\[\\[)")
+        let setting = try Regex("^#\\s?([a-z_]+ = |\\[)")
         let uncommented = text.split(separator: "\n", omittingEmptySubsequences: false).map {
             line in
             line.firstMatch(of: setting) == nil ? String(line) : String(line.dropFirst())
