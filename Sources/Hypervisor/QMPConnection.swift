@@ -59,9 +59,7 @@ package final class QMPConnection: Monitor, @unchecked Sendable {
         output.reserveCapacity(4096)
         do {
             try awaitGreeting(deadline)
-            _ = try execute(
-                "qmp_capabilities",
-                timeoutMilliseconds: deadline.remainingMilliseconds)
+            try negotiate(deadline)
         } catch let error as FtvmError where error.code == .timedOut {
             throw FtvmError(
                 .timedOut, "QEMU of \(label) does not answer on \(path)",
@@ -243,7 +241,32 @@ package final class QMPConnection: Monitor, @unchecked Sendable {
         while true {
             let line = try input.nextLine(deadline)
             if line.kind == .greeting { return }
-            if line.kind != .event { throw input.garbage(line) }
+            if line.kind == .garbage { throw input.garbage(line) }
+        }
+    }
+
+    /// Begins the conversation. QEMU may still be at a command of a client that died, and gives its answer to us: of
+    /// answers only those count that come after the one to our own first command, which is known by its mark.
+    private func negotiate(_ deadline: MonotonicDeadline) throws {
+        let mark = "\"ftvm-\(UInt64.random(in: .min ... .max))\""
+        output.removeAll(keepingCapacity: true)
+        append("{\"execute\":\"qmp_capabilities\",\"id\":")
+        output.append(contentsOf: mark.utf8)
+        append("}\n")
+        try send(passed: nil, deadline)
+        while true {
+            let line = try input.nextLine(deadline)
+            switch line.kind {
+            case .greeting: continue
+            case .event: note(event: line)
+            case .garbage: throw input.garbage(line)
+            case .success, .failure:
+                guard input.text(line.range).contains(mark) else { continue }
+                guard line.kind == .failure else { return }
+                throw FtvmError(
+                    refusing: "qmp_capabilities", by: label,
+                    input.text(input.absolute(line.value, of: line)))
+            }
         }
     }
 

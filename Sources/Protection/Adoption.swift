@@ -35,15 +35,22 @@ extension PrimaryDriver {
             try tracking.tracker.start(epoch: segment.position.epoch.next)
             FaultPoint.reached("adoption.tracking")
             do {
-                let (monitor, gate) = try connectBehindGate(
-                    process: process, segment: segment, generation: generation,
-                    injector: injector, nics: nics, connect: connect)
+                let found = try foundGate(process, segment, generation)
+                // Until the successor is ready: QEMU's main thread may wait for it again at any time.
+                let pump = try found.map { try GatePump($0) }
+                defer { pump?.stop() }
+                let monitor = try connect()
+                FaultPoint.reached("adoption.connected")
+                let gate = try NetworkGate.settled(
+                    found, pump, process: process, monitor: monitor, segment: segment,
+                    generation: generation, nics: nics, injector: injector)
                 let driver = try PrimaryDriver(
                     process: process, memory: memory, segment: segment, monitor: monitor,
                     preparation: preparation, generation: generation, gate: gate,
                     tracking: tracking)
                 if segment.flags.contains(.pausedByCommit) { try driver.committer.resume() }
                 FaultPoint.reached("adoption.resumed")
+                pump?.stop()
                 _ = try gate?.release()
                 return driver
             } catch {
@@ -56,36 +63,13 @@ extension PrimaryDriver {
         }
     }
 
-    /// Connects to the monitor while the gate's sockets are being emptied, and puts the gate in order.
-    private static func connectBehindGate(
-        process: QEMUProcess, segment: Segment, generation: Generation, injector: InjectorProcess,
-        nics: [GuestNIC], connect: () throws -> any Monitor
-    ) throws -> (any Monitor, NetworkGate?) {
-        let attachment = try GateAttachment.found(in: process)
+    /// The gate that a former ftvmd has put into the QEMU; nil when there is none.
+    private static func foundGate(
+        _ process: QEMUProcess, _ segment: Segment, _ generation: Generation
+    ) throws -> NetworkGate? {
         // A segment of format 1.0 has no room for frames: its guest goes on as it was protected.
-        guard segment.outputLog != nil else { return (try connect(), nil) }
-        let found = try attachment.map {
-            try NetworkGate($0, segment: segment, generation: generation)
-        }
-        do {
-            let pump = try found.map { try GatePump($0) }
-            let monitor: any Monitor
-            do {
-                defer { pump?.stop() }
-                monitor = try connect()
-                // It answers: QEMU has nothing to wait for any more.
-                _ = try monitor.status()
-            }
-            FaultPoint.reached("adoption.connected")
-            return (
-                monitor,
-                try NetworkGate.settled(
-                    found, process: process, monitor: monitor, segment: segment,
-                    generation: generation, nics: nics, injector: injector)
-            )
-        } catch {
-            found?.close()
-            throw error
-        }
+        guard segment.outputLog != nil, let attachment = try GateAttachment.found(in: process)
+        else { return nil }
+        return try NetworkGate(attachment, segment: segment, generation: generation)
     }
 }

@@ -68,12 +68,15 @@ extension NetworkGate {
 
 extension NetworkGate {
     /// The gate of a primary whose ftvmd died, as it must be: complete and switched on; gone where the pair is being
-    /// disabled. `found` is what collects already.
+    /// disabled. `found` is there already, and `pump` empties its sockets; where that gate goes, the pump is stopped.
     static func settled(
-        _ found: NetworkGate?, process: QEMUProcess, monitor: any Monitor, segment: Segment,
+        _ found: NetworkGate?, _ pump: GatePump?, process: QEMUProcess, monitor: any Monitor,
+        segment: Segment,
         generation: Generation, nics: [GuestNIC], injector: InjectorProcess
     ) throws -> NetworkGate? {
+        guard segment.outputLog != nil else { return nil }
         if segment.flags.contains(.disabling) {
+            pump?.stop()
             try found?.letOut(monitor: monitor)
             try GateAttachment.remove(from: process, monitor: monitor, injector: injector)
             found?.close()
@@ -84,6 +87,7 @@ extension NetworkGate {
             return found
         }
         guard !nics.isEmpty else {
+            pump?.stop()
             found?.close()
             return nil
         }
@@ -92,7 +96,9 @@ extension NetworkGate {
         segment.insertFlags(.pausedByCommit)
         FaultPoint.reached("gate.renewing")
         try monitor.stop(timeoutMilliseconds: Committer.stopTimeoutMilliseconds)
-        _ = try found?.collect()
+        pump?.stop()
+        // One of its ends may be closed; what the others have is saved.
+        _ = try? found?.collect()
         found?.close()
         let attachment = try GateAttachment.install(
             in: process, monitor: monitor, nics: nics, injector: injector)

@@ -66,8 +66,16 @@ final class FakeQMPServer: Sendable {
         /// Greets, and answers the negotiation.
         func negotiate() {
             send(FakeQMPServer.greeting)
-            _ = line()
-            send(#"{"return": {}}"#)
+            answerNegotiation()
+        }
+
+        /// QEMU repeats the id of a command in its answer.
+        func answerNegotiation() {
+            var id = "0}"
+            if let text = line(), let mark = text.firstRange(of: #""id":"#) {
+                id = String(text[mark.upperBound...])
+            }
+            send(#"{"return": {}, "id": "# + id)
         }
     }
 

@@ -14,6 +14,22 @@ import Testing
         var all: [String] { lines.withLock { $0 } }
     }
 
+    /// A client died while QEMU was at its command: the answer comes to the next client, before or after the greeting.
+    @Test func answersToAFormerClientAreNotTakenForOurs() throws {
+        let server = try FakeQMPServer { client in
+            client.send(#"{"return": {"status": "stale"}}"#)
+            client.send(FakeQMPServer.greeting)
+            client.send(#"{"return": {}}"#)
+            client.send(#"{"error": {"class": "GenericError", "desc": "stale"}}"#)
+            client.answerNegotiation()
+            _ = client.line()
+            client.send(#"{"return": {"status": "paused", "running": false}}"#)
+        }
+        defer { server.close() }
+        let connection = try QMPConnection(path: server.path, label: "demo")
+        #expect(try connection.status().status == "paused")
+    }
+
     @Test func commandsOfAnEpochGoOutAsTheyShould() throws {
         let log = Log()
         let server = try FakeQMPServer { client in

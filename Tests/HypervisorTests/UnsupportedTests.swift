@@ -61,6 +61,18 @@ import Testing
             devices: "<interface type='bridge'><source bridge='br0'/><model type='virtio'/>"
                 + "<driver name='qemu'/></interface>", named: nil),
         Case(
+            devices: "<interface type='bridge'><mac address='52:54:00:00:00:01'/>"
+                + "<source bridge='br0'/><model type='virtio'/><driver name='qemu' queues='4'/>"
+                + "</interface>",
+            named: "interface 52:54:00:00:00:01 type bridge", why: "4 queues"),
+        Case(
+            devices: "<interface type='user'><mac address='52:54:00:00:00:01'/></interface>",
+            named: "interface 52:54:00:00:00:01 type user", why: "cannot be held back"),
+        Case(
+            devices: "<interface type='udp'><mac address='52:54:00:00:00:01'/></interface>",
+            named: "interface 52:54:00:00:00:01 type udp", why: "cannot be held back"),
+        Case(devices: "<interface type='null'/>", named: nil),
+        Case(
             devices:
                 "<interface type='bridge'><source bridge='br0'/><model type='e1000'/></interface>",
             named: nil),

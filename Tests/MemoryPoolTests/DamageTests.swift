@@ -122,7 +122,7 @@ import Testing
     @Test func aLaterMajorVersionIsRefused() throws {
         try damage(8, xor: 3)
         let error = try openFails(.unsupported)
-        #expect(error.cause?.contains("format 2.0") == true)
+        #expect(error.cause?.contains("format 2.1") == true)
     }
 
     @Test(arguments: [0, 100, 4096, 20480] as [UInt64])

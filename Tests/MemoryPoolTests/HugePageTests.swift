@@ -27,7 +27,7 @@ struct HugePageTests {
 
     @Test func aSegmentOfHugePagesCommitsAndRollsBack() throws {
         try HugePageTests.exclusively {
-            let home = try TestPool(.hugetlbfs, hugePages: 20)
+            let home = try TestPool(.hugetlbfs, hugePages: 34)
             #expect(home.pool.pageSizeBytes == HugePageTests.pageBytes)
             let free = try home.pool.usage().freeBytes
             let segment = try home.pool.createSegment(

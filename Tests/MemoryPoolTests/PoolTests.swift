@@ -118,11 +118,11 @@ import Testing
 
     @Test(.enabled(if: isRoot, "needs root, to mount a small tmpfs"))
     func aFullPoolIsAClearErrorAndNothingIsLeft() throws {
-        let home = try TestPool(mountOptions: "size=1M")
+        let home = try TestPool(mountOptions: "size=2M")
         let small = smallSegment("small", pages: 100, undo: 50)
         _ = try home.pool.createSegment(small)
         let before = try home.pool.usage()
-        #expect(before.totalBytes == 1 << 20)
+        #expect(before.totalBytes == 2 << 20)
         let error = try ftvmError(.resourceExhausted) {
             _ = try home.pool.createSegment(smallSegment(pages: 100, undo: 50))
         }

@@ -11,7 +11,7 @@ final class GateNetwork {
 
     init(in directory: URL) throws {
         path = directory.appendingPathComponent("net").path
-        FileManager.default.createFile(atPath: path, contents: nil)
+        _ = FileManager.default.createFile(atPath: path, contents: nil)
         let kept = ftvm_namespace_keep_network(path)
         guard kept == 0 else {
             throw FtvmError(
@@ -104,7 +104,7 @@ final class GateWire {
             let got = from.withUnsafeMutableBytes { bytes in
                 bytes.withMemoryRebound(to: sockaddr.self) {
                     recvfrom(
-                        socket, &buffer, buffer.count, Int32(MSG_DONTWAIT.rawValue),
+                        socket, &buffer, buffer.count, Int32(MSG_DONTWAIT),
                         $0.baseAddress, &length)
                 }
             }
@@ -112,6 +112,8 @@ final class GateWire {
             // sll_pkttype 4: sent by this very station.
             if from[10] == 4 { continue }
             let frame = Array(buffer[..<got])
+            // The guest's own IPv6 (0x86dd): nobody here speaks it.
+            if frame.count > 13, frame[12] == 0x86, frame[13] == 0xdd { continue }
             if answerARP(frame) { continue }
             received.append(frame)
         }

@@ -126,7 +126,7 @@ import Testing
             var frames: [[UInt8]] = []
             var buffer = [UInt8](repeating: 0, count: 80_000)
             while true {
-                let got = recv(network[nic], &buffer, buffer.count, Int32(MSG_DONTWAIT.rawValue))
+                let got = recv(network[nic], &buffer, buffer.count, Int32(MSG_DONTWAIT))
                 if got <= 0 { return frames }
                 frames.append(Array(buffer[..<got]))
             }

@@ -23,12 +23,13 @@ final class GateWorld {
     let network: GateNetwork
     let segment: Segment
     let nicCount: Int
-    let model: String
+    /// Without the virtio-net header.
+    let isPlain: Bool
     private var number = 0
 
-    init(nics: Int, model: String = "virtio-net-pci", memoryMiB: Int = 128) throws {
+    init(nics: Int, isPlain: Bool = false, memoryMiB: Int = 128) throws {
         nicCount = nics
-        self.model = model
+        self.isPlain = isPlain
         workspace = try Workspace(pool: .tmpfs)
         network = try GateNetwork(in: workspace.directory)
         segment = try workspace.pool.createSegment(
@@ -57,11 +58,13 @@ final class GateWorld {
             let tap = "tap\(number)n\(index)"
             let nic = GuestNIC(
                 index: index, netdev: "hostnet\(index)", hostDevice: tap, mac: mac(index),
-                usesHeader: model.hasPrefix("virtio"))
+                usesHeader: true)
             nics.append(nic)
             shape.arguments += [
-                "-netdev", "tap,id=\(nic.netdev),ifname=\(tap),script=no,downscript=no,vhost=off",
-                "-device", "\(model),netdev=\(nic.netdev),mac=\(nic.macText)",
+                "-netdev",
+                "tap,id=\(nic.netdev),ifname=\(tap),script=no,downscript=no,vhost=off"
+                    + (isPlain ? ",vnet_hdr=off" : ""),
+                "-device", "virtio-net-pci,netdev=\(nic.netdev),mac=\(nic.macText)",
             ]
             let ip = guestIP(index).map(String.init).joined(separator: ".")
             shape.kernelArguments.append("ftvm.ip\(index == 0 ? "" : "\(index)")=\(ip)/24")
