@@ -57,6 +57,8 @@ extension QMPConnection {
         var isDone = false
         defer { if !isDone { meanwhile() } }
         try withTurn(deadline, attending: attending) {
+            input.staysAwake = true
+            defer { input.staysAwake = false }
             begin("{\"execute\":\"cont\"}\n")
             try sendOutput(deadline)
             isDone = true
@@ -119,6 +121,8 @@ extension QMPConnection {
     ) throws -> Bool {
         let stopDeadline = MonotonicDeadline(millisecondsFromNow: timeoutMilliseconds)
         return try withTurn(stopDeadline, attending: attending) {
+            input.staysAwake = true
+            defer { input.staysAwake = false }
             begin("{\"execute\":\"stop\"}\n")
             appendSave(path: path)
             course.expectStop()

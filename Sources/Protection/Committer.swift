@@ -181,12 +181,13 @@ package final class Committer: @unchecked Sendable {
         FaultPoint.reached("commit.published")
         steps.published()
         switch ending {
-        case .resume: try resume()
+        case .resume: try cont()
         case .standStill: try releaseCommitted()
         case .stayStopped: try releaseLast()
         }
-        FaultPoint.reached("commit.end")
         steps.ended()
+        FaultPoint.reached("commit.end")
+        if ending == .resume { tracker.startLoggingAhead() }
         return CommitReport(
             epoch: epoch, dirtyPages: closed.dirtyPages + opened.touchedPages,
             stateBytes: stateBytes, frames: frames, frameBytes: bytes, steps: steps)
@@ -210,6 +211,11 @@ package final class Committer: @unchecked Sendable {
 
     /// Lets the guest run, and takes the mark away that it stands still because of us. Frames leave meanwhile.
     package func resume() throws {
+        try cont()
+        tracker.startLoggingAhead()
+    }
+
+    private func cont() throws {
         var failure: (any Error)?
         try monitor.cont(
             timeoutMilliseconds: Self.commandTimeoutMilliseconds, attending: output
@@ -218,7 +224,6 @@ package final class Committer: @unchecked Sendable {
         }
         FaultPoint.reached("commit.resumed")
         segment.removeFlags(.pausedByCommit)
-        tracker.startLoggingAhead()
         if let failure { throw failure }
     }
 
