@@ -239,6 +239,7 @@ import Testing
                   segment      default/demo-0d2a2c1e
                   epochs       19.8 a second, at most 50 ms each, 48213 commits
                   pause        median 1.7 ms, p99 2.9 ms
+                  lag          12 ms behind the guest
                   dirty pages  median 812 an epoch, 123456 faults
                   undo log     655 of 65536 entries (1 %), 1 early commit
                   uuid         0d2a2c1e-6f3b-4c67-9a43-5a1f0c7d9e10
