@@ -116,8 +116,10 @@ package final class TestLab: Sendable {
         for pid in pids { Foundation.kill(pid, SIGKILL) }
     }
 
-    package func start(_ host: HostName) async throws {
-        _ = try await labCommand("start", [host.text], seconds: 60)
+    /// - Parameter qemuRoot: from now on the host has the QEMU that is unpacked there.
+    package func start(_ host: HostName, qemuRoot: String? = nil) async throws {
+        let qemu = qemuRoot.map { ["--qemu", $0] } ?? []
+        _ = try await labCommand("start", [host.text] + qemu, seconds: 60)
         _ = state.withLock { $0.away.remove(host) }
     }
 
