@@ -5,29 +5,29 @@
 /// receives in bulk are such frames too.)
 ///
 /// A value without a clock: all times are monotonic nanoseconds given by the caller.
-struct CommitPacing: Equatable {
+package struct CommitPacing: Equatable, Sendable {
     /// An epoch with so many frames or bytes is full.
-    static let bulkFrames: UInt64 = 32
-    static let bulkBytes: UInt64 = 192 << 10
+    package static let bulkFrames: UInt64 = 32
+    package static let bulkBytes: UInt64 = 192 << 10
     /// One with fewer than these is not: the next one may be short again.
-    static let calmFrames: UInt64 = 8
-    static let calmBytes: UInt64 = 64 << 10
+    package static let calmFrames: UInt64 = 8
+    package static let calmBytes: UInt64 = 64 << 10
     /// The minimum run of a guest whose output comes in small portions.
-    static let shortestRun: UInt64 = 1_500_000
+    package static let shortestRun: UInt64 = 1_500_000
     /// Under bulk output the guest runs for at least so many times a pause: it stands still for a quarter of the time.
-    static let runPerPause: UInt64 = 3
+    package static let runPerPause: UInt64 = 3
 
-    let epochMaximum: UInt64
+    package let epochMaximum: UInt64
     /// How long the running epoch has to run before its frames are a reason for a commit.
-    private(set) var minimumRun: UInt64
+    package private(set) var minimumRun: UInt64
     /// The mean of the last pauses.
-    private(set) var meanPause: UInt64 = 0
+    package private(set) var meanPause: UInt64 = 0
     /// When the guest began to run.
     private var began: UInt64
     /// A commit has failed: the next try is a matter of the timer.
     private var hasFailed = false
 
-    init(epochMaximumNanoseconds: UInt64, now: UInt64) {
+    package init(epochMaximumNanoseconds: UInt64, now: UInt64) {
         precondition(epochMaximumNanoseconds > 0, "an epoch has a length")
         epochMaximum = epochMaximumNanoseconds
         minimumRun = min(Self.shortestRun, epochMaximumNanoseconds)
@@ -35,7 +35,7 @@ struct CommitPacing: Equatable {
     }
 
     /// A commit has been made; its epoch had this output.
-    mutating func committed(now: UInt64, pause: UInt64, frames: UInt64, bytes: UInt64) {
+    package mutating func committed(now: UInt64, pause: UInt64, frames: UInt64, bytes: UInt64) {
         began = now
         hasFailed = false
         meanPause = meanPause == 0 ? pause : (meanPause * 7 + pause) / 8
@@ -49,13 +49,13 @@ struct CommitPacing: Equatable {
     }
 
     /// A commit could not be made, or there was nothing to commit.
-    mutating func notCommitted(now: UInt64) {
+    package mutating func notCommitted(now: UInt64) {
         began = now
         hasFailed = true
     }
 
     /// When the epoch is to be committed, if nothing else happens.
-    func due(_ demand: GateDemand) -> UInt64 {
+    package func due(_ demand: GateDemand) -> UInt64 {
         let latest = began + epochMaximum
         if hasFailed { return latest }
         switch demand {

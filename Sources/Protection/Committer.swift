@@ -26,7 +26,7 @@ package final class Committer: @unchecked Sendable {
     package let segment: Segment
     package let tracker: PageTracker
     package let generation: Generation
-    let output: HeldOutput?
+    private(set) var output: HeldOutput?
     private let channel: DeviceStateChannel
 
     /// Longer than this for `stop` means that QEMU hangs; the guest's own disk writes are waited for in it.
@@ -47,6 +47,12 @@ package final class Committer: @unchecked Sendable {
         output = gate.map { HeldOutput($0) }
     }
 
+    /// Holds the guest's frames from here on. Only before epochs are started.
+    package func attach(_ gate: any PacketGate) {
+        precondition(output == nil, "a primary has one gate")
+        output = HeldOutput(gate)
+    }
+
     /// Commits the running epoch; a guest that stands still already stays so.
     /// - Throws: `.conflict` when this generation has been fenced (the guest is left stopped, and must be ended);
     ///   `.unavailable` when QEMU is gone, `.timedOut` when it hangs; anything else: the guest runs on and the
@@ -59,7 +65,7 @@ package final class Committer: @unchecked Sendable {
     /// Commits the epoch of a guest that runs.
     /// - Returns: nil when it does not run; nothing was changed then.
     /// - Throws: as `commit` does.
-    func commitRunning(_ ending: Ending) throws -> CommitReport? {
+    package func commitRunning(_ ending: Ending) throws -> CommitReport? {
         FaultPoint.reached("commit.begin")
         guard try monitor.isRunning(attending: output) else { return nil }
         let early = try tracker.protectEarly()
@@ -105,7 +111,7 @@ package final class Committer: @unchecked Sendable {
 
     /// Commits a guest that stands still because a user wants it to, and leaves it so.
     /// - Throws: `.failedPrecondition` when it was resumed meanwhile: then its epoch goes on.
-    func commitStandingStill() throws -> CommitReport { try saveAndFinish(.standStill) }
+    package func commitStandingStill() throws -> CommitReport { try saveAndFinish(.standStill) }
 
     private static func canGoOn(after error: any Error) -> Bool {
         switch (error as? FtvmError)?.code {

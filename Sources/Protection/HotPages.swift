@@ -9,13 +9,13 @@ import Model
 /// It also knows the pages that are touched all the time, so that protecting them while the guest still runs is no use.
 ///
 /// Two bytes a page, and no work for pages that are not touched.
-struct HotPages {
+package struct HotPages {
     /// A page is hot after so many touches, each near the one before it.
-    static let touchesUntilHot: UInt16 = 4
+    package static let touchesUntilHot: UInt16 = 4
     /// Epochs between two touches that count as near.
-    static let nearEpochs: UInt8 = 3
+    package static let nearEpochs: UInt8 = 3
     /// A hot page is left out once in 4 epochs at first, and once in so many in the end.
-    static let longestTrial: UInt64 = 32
+    package static let longestTrial: UInt64 = 32
     private static let scoreLimit: UInt16 = 7
 
     private static let aheadBit: UInt16 = 0x80
@@ -30,18 +30,18 @@ struct HotPages {
     private let pageCount: UInt64
 
     /// `release` gives the memory back.
-    init(pageCount: UInt64) {
+    package init(pageCount: UInt64) {
         self.pageCount = pageCount
         words = .allocate(capacity: Int(pageCount))
         words.initialize(repeating: 0, count: Int(pageCount))
     }
 
-    func release() { words.deallocate() }
+    package func release() { words.deallocate() }
 
     /// To be told, at the end of an epoch, of each page that was touched in it or had been logged ahead for it.
     /// - Returns: whether to log it ahead for the next epoch; `logged` has to be called when that has been done. Asked a
     ///   second time in the same epoch: false.
-    func isHot(page: UInt64, endOf epoch: Epoch) -> Bool {
+    package func isHot(page: UInt64, endOf epoch: Epoch) -> Bool {
         precondition(page < pageCount, "a page of the guest's RAM")
         let index = Int(page)
         let now = UInt8(truncatingIfNeeded: epoch.number)
@@ -57,11 +57,11 @@ struct HotPages {
     }
 
     /// The page has been logged ahead for the epoch that begins now.
-    func logged(page: UInt64) { words[Int(page)] |= Self.aheadBit }
+    package func logged(page: UInt64) { words[Int(page)] |= Self.aheadBit }
 
     /// Whether the page is one that was touched again at once whenever it had been protected early. Forgets it from time to
     /// time: then `wasBusy` tells anew.
-    func isBusy(page: UInt64, in epoch: Epoch) -> Bool {
+    package func isBusy(page: UInt64, in epoch: Epoch) -> Bool {
         guard words[Int(page)] & Self.busyBit != 0 else { return false }
         guard (page &+ epoch.number) % Self.busyTrial == 0 else { return true }
         words[Int(page)] &= ~Self.busyBit
@@ -69,7 +69,7 @@ struct HotPages {
     }
 
     /// Between early protection and the end of the epoch the page has been touched.
-    func wasBusy(page: UInt64) { words[Int(page)] |= Self.busyBit }
+    package func wasBusy(page: UInt64) { words[Int(page)] |= Self.busyBit }
 
     /// Whether a hot page is left out in this epoch. Pages take turns.
     private func isOnTrial(_ page: UInt64, _ score: UInt16, in epoch: Epoch) -> Bool {

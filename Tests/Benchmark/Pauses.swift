@@ -37,8 +37,9 @@ struct PauseBenchmark {
     }
 
     func run() throws {
-        print("| guest writes, an epoch of 50 ms | dirty pages | pause ms (p99) | stop | protect, images "
-            + "| rest of save | publish | cont | faults | ahead | speed |")
+        print(
+            "| guest writes, an epoch of 50 ms | dirty pages | pause ms (p99) | stop | protect, images "
+                + "| rest of save | publish | cont | faults | ahead | speed |")
         print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
         for setting in Self.settings {
             let row = try measure(setting)

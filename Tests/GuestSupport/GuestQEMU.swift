@@ -27,6 +27,8 @@ package final class GuestQEMU {
     package let process: Process
     package let monitor: QMPConnection
     package let serialPath: String
+    /// Another monitor's socket, for what a user does behind our back.
+    package let userSocketPath: String
     package let qemu: QEMUProcess
 
     package static var guestDirectory: String {
@@ -45,6 +47,7 @@ package final class GuestQEMU {
     package init(_ shape: Shape, in directory: URL, number: Int, waiting: Bool = false) throws {
         self.directory = directory
         let socket = directory.appendingPathComponent("q\(number).sock").path
+        userSocketPath = directory.appendingPathComponent("u\(number).sock").path
         serialPath = directory.appendingPathComponent("serial\(number).log").path
         let guest = Self.guestDirectory
         process = Process()
@@ -62,6 +65,7 @@ package final class GuestQEMU {
                     + shape.kernelArguments.joined(separator: " "),
                 "-serial", "file:" + serialPath, "-device", "virtio-rng-pci",
                 "-qmp", "unix:\(socket),server=on,wait=off",
+                "-qmp", "unix:\(userSocketPath),server=on,wait=off",
             ] + shape.arguments + (waiting ? ["-incoming", "defer", "-S"] : [])
         process.standardError = FileHandle(
             forWritingAtPath: "/dev/null")

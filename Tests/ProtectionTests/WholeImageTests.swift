@@ -64,7 +64,7 @@ private final class ImageRounds {
             usleep(UInt32.random(in: 20_000...150_000, using: &random))
             let pausesOfRound = driver.figures().figures.pauseMedianMicroseconds
             driver.stopEpochs()
-            _ = try driver.committer.commit(.stayStopped)
+            _ = try driver.committer.commit(.standStill)
             memcpy(image, segment.ram, Int(segment.memoryBytes))
             try driver.committer.resume()
             usleep(UInt32.random(in: 0...60_000, using: &random))

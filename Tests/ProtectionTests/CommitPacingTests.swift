@@ -1,0 +1,91 @@
+import Model
+import Protection
+import Testing
+
+@Suite struct CommitPacingTests {
+    private static let maximum: UInt64 = 50_000_000
+    private static let pause: UInt64 = 2_000_000
+
+    private func fresh() -> CommitPacing {
+        CommitPacing(epochMaximumNanoseconds: Self.maximum, now: 1_000)
+    }
+
+    @Test func withoutOutputOnlyTheTimerCounts() {
+        var pacing = fresh()
+        #expect(pacing.due(.none) == 1_000 + Self.maximum)
+        pacing.committed(now: 70_000_000, pause: Self.pause, frames: 0, bytes: 0)
+        #expect(pacing.due(.none) == 70_000_000 + Self.maximum)
+    }
+
+    @Test func aWaitingFrameIsCommittedAfterAShortRunAndAFullLogAtOnce() {
+        let pacing = fresh()
+        #expect(pacing.due(.soon) == 1_000 + CommitPacing.shortestRun)
+        #expect(pacing.due(.now) <= 1_000)
+    }
+
+    /// A server that answers one request after the other is never taken for a bulk sender.
+    @Test func closedLoopTrafficStaysShort() {
+        var pacing = fresh()
+        var now: UInt64 = 1_000
+        for _ in 0..<1_000 {
+            now = pacing.due(.soon) + Self.pause
+            pacing.committed(now: now, pause: Self.pause, frames: 3, bytes: 4_000)
+            #expect(pacing.minimumRun == CommitPacing.shortestRun)
+        }
+    }
+
+    /// Also when what is sent is many small acknowledgements.
+    @Test(arguments: [(40, 3_000), (4, 256 << 10)] as [(UInt64, UInt64)])
+    func bulkOutputLeavesTheGuestThreeQuartersOfItsTime(frames: UInt64, bytes: UInt64) {
+        var pacing = fresh()
+        var now: UInt64 = 1_000
+        var paused: UInt64 = 0
+        for _ in 0..<4 {
+            now = pacing.due(.soon) + Self.pause
+            pacing.committed(now: now, pause: Self.pause, frames: frames, bytes: bytes)
+        }
+        let began = now
+        for _ in 0..<100 {
+            now = pacing.due(.soon) + Self.pause
+            paused += Self.pause
+            pacing.committed(now: now, pause: Self.pause, frames: frames, bytes: bytes)
+        }
+        #expect(paused * 4 <= now - began)
+        // And not much more than that: it is latency as well.
+        #expect(paused * 5 >= now - began)
+        pacing.committed(now: now, pause: Self.pause, frames: 2, bytes: 200)
+        #expect(pacing.minimumRun == CommitPacing.shortestRun, "calm again, short again at once")
+    }
+
+    @Test func whatIsNeitherCalmNorBulkChangesNothing() {
+        var pacing = fresh()
+        for _ in 0..<2 {
+            pacing.committed(now: 0, pause: Self.pause, frames: 64, bytes: 0)
+        }
+        let grown = pacing.minimumRun
+        #expect(grown > CommitPacing.shortestRun)
+        pacing.committed(
+            now: 0, pause: Self.pause, frames: CommitPacing.calmFrames + 1, bytes: 0)
+        #expect(pacing.minimumRun == grown)
+    }
+
+    @Test func noEpochIsLongerThanTheMaximum() {
+        var pacing = CommitPacing(epochMaximumNanoseconds: 1_000_000, now: 0)
+        #expect(pacing.due(.soon) == 1_000_000)
+        for _ in 0..<20 {
+            pacing.committed(now: 0, pause: 900_000_000, frames: 1_000, bytes: 1 << 30)
+        }
+        #expect(pacing.due(.soon) == 1_000_000)
+    }
+
+    /// A commit that cannot be made is not tried again and again while its frames wait.
+    @Test func aFailureIsATimersMatter() {
+        var pacing = fresh()
+        pacing.notCommitted(now: 5_000)
+        for demand in [GateDemand.none, .soon, .now] {
+            #expect(pacing.due(demand) == 5_000 + Self.maximum)
+        }
+        pacing.committed(now: 6_000, pause: Self.pause, frames: 1, bytes: 1)
+        #expect(pacing.due(.soon) == 6_000 + CommitPacing.shortestRun)
+    }
+}
