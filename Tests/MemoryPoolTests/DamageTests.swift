@@ -188,7 +188,7 @@ import Testing
         #expect(segment.dump().problems.count == 1)
     }
 
-    @Test(arguments: [32768 + 17, 32768 + 8191] as [UInt64])
+    @Test(arguments: [557056 + 17, 557056 + 8191] as [UInt64])
     func aDamagedImageStopsTheRollbackBeforeItBegins(offset: UInt64) throws {
         segment.fill(page: 6, with: 0xaa)
         segment.fill(page: 7, with: 0xbb)

@@ -77,6 +77,10 @@ final class GateNetwork {
             throw FtvmError(
                 .unsupported, "cannot listen at \(tap)", cause: String(cString: strerror(errno)))
         }
+        // A station that looks away for a while misses nothing.
+        var bytes: Int32 = 32 << 20
+        setsockopt(
+            socket, SOL_SOCKET, Int32(33), &bytes, socklen_t(MemoryLayout<Int32>.size))  // SO_RCVBUFFORCE
         return GateWire(socket: socket)
     }
 }

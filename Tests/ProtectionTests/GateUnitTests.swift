@@ -302,4 +302,36 @@ import Testing
         #expect(left == frames)
         #expect(successor.heldFrames == 0)
     }
+
+    /// What a frame costs on the epoch thread, the system calls included; sockets stand for the taps. Printed, and
+    /// compared with a limit that only a defect exceeds.
+    @Test(arguments: [(60, 64), (1_514, 64), (1_514, 2_048), (65_226, 64)])
+    func costOfFrames(length: Int, batch: Int) throws {
+        let bench = try Bench(outputLogBytes: 32 << 20, tapBytes: 32 << 20)
+        let one = frame(1, length)
+        var collecting: UInt64 = 0
+        var releasing: UInt64 = 0
+        var frames: UInt64 = 0
+        for _ in 0..<max(4, 20_000 / batch) {
+            // As many as QEMU's sockets take.
+            let count = min(batch, 3_000_000 / max(length, 2_000))
+            for _ in 0..<count { bench.guestSends(one, nic: 0) }
+            let began = MonotonicClock.nowNanoseconds()
+            _ = try bench.gate.collect()
+            let collected = MonotonicClock.nowNanoseconds()
+            try bench.commit()
+            let committed = MonotonicClock.nowNanoseconds()
+            #expect(try bench.gate.release())
+            releasing += MonotonicClock.nowNanoseconds() - committed
+            collecting += collected - began
+            frames += UInt64(count)
+            #expect(bench.left(nic: 0).count == count)
+        }
+        let perFrame = Double(collecting + releasing) / Double(frames)
+        print(
+            "gate: frames of \(length) bytes, \(batch) at a time: collect",
+            collecting / frames, "ns, release", releasing / frames, "ns a frame,",
+            Int(Double(length) * 1_000 / perFrame), "MB/s")
+        #expect(perFrame < 500_000)
+    }
 }
