@@ -77,26 +77,28 @@ extension Agent {
 
     func drain(_ name: HostName, _ request: DrainRequest) async throws -> HostDrainView {
         guard hostRecords[name] != nil else { throw unknownHost(name) }
-        let parallel = request.parallel ?? HostMaintenance.parallelDefault
+        let present = maintenance[name]
+        let parallel = request.parallel ?? present?.parallel ?? HostMaintenance.parallelDefault
         guard HostMaintenance.parallelRange.contains(parallel) else {
             throw FtvmError(
                 .invalidArgument, "\(parallel) moves at a time are out of range",
                 advice: "choose \(HostMaintenance.parallelRange.lowerBound) to "
                     + "\(HostMaintenance.parallelRange.upperBound)")
         }
-        let present = plan(of: name).remaining
+        let there = plan(of: name).remaining
         // One that can move is reason enough to begin; what stays is then shown.
-        if !present.isEmpty, present.allSatisfy({ $0.progress == .stuck }) {
+        if !there.isEmpty, there.allSatisfy({ $0.progress == .stuck }) {
             throw FtvmError(
                 .failedPrecondition, "host \(name) cannot be drained: nothing on it can move",
-                cause: present.map { "\($0.pair): \($0.reason)" }.joined(separator: "; "),
+                cause: there.map { "\($0.pair): \($0.reason)" }.joined(separator: "; "),
                 advice: "bring another host into service, or disable these pairs")
         }
         let order = HostMaintenance(
-            name: name, since: maintenance[name]?.since ?? Date().timeIntervalSince1970,
-            reason: request.reason, parallel: parallel)
+            name: name, since: present?.since ?? Date().timeIntervalSince1970,
+            reason: request.reason.isEmpty ? present?.reason ?? "" : request.reason,
+            parallel: parallel)
         try await MaintenanceRecords(store: environment.store).put(order)
-        if maintenance[name] == nil {
+        if present == nil {
             let why = request.reason.isEmpty ? "" : ": \(request.reason)"
             emit(.maintenance, "\(name) is being drained\(why)", pair: nil)
         }

@@ -41,7 +41,7 @@ extension Agent {
     /// The primary's own figures; from its last report when it runs on another host.
     private func statistics(of record: PairRecord) async -> EpochStatistics? {
         if let driver = runtimes[record.name]?.driver {
-            return EpochStatistics(driver.figures().figures)
+            return EpochStatistics(driver.figures().figures, driver.gateFigures())
         }
         guard record.primary != host, detector.states[record.primary] == .online,
             let entry = try? await environment.store.get(statisticsKey(record.name))
@@ -61,7 +61,10 @@ extension Agent {
                 runtime.failure = failure
                 emit(.failed, "a commit of \(name) failed: \(failure)", pair: name)
             }
-            guard let data = try? ControlJSON.encode(EpochStatistics(figures), pretty: false) else {
+            guard
+                let data = try? ControlJSON.encode(
+                    EpochStatistics(figures, driver.gateFigures()), pretty: false)
+            else {
                 continue
             }
             _ = try? await environment.store.put(
@@ -127,7 +130,8 @@ extension Agent {
 }
 
 extension EpochStatistics {
-    init(_ figures: EpochFigures) {
+    /// - Parameter gate: nil for a guest without NICs: then there are no packets to hold.
+    init(_ figures: EpochFigures, _ gate: GateFigures?) {
         self.init(
             commits: figures.commits, epochRatePerSecond: figures.epochRatePerSecond,
             pauseMedianMicroseconds: figures.pauseMedianMicroseconds,
@@ -137,6 +141,13 @@ extension EpochStatistics {
             undoUsedEntries: figures.undoUsedEntries,
             undoCapacityEntries: figures.undoCapacityEntries, faults: figures.faults,
             overflows: figures.overflows)
+        guard let gate else { return }
+        heldFrames = gate.heldFrames
+        releasedFrames = gate.releasedFrames
+        // None has left yet: nothing is known.
+        guard figures.holdP99Microseconds > 0 else { return }
+        holdMedianMicroseconds = figures.holdMedianMicroseconds
+        holdP99Microseconds = figures.holdP99Microseconds
     }
 }
 

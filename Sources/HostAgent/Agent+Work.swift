@@ -221,10 +221,19 @@ extension Agent {
         let runtime = runtime(of: name)
         guard let secondary = runtime.secondary else { return }
         do {
-            let (driver, report) = try await worker.promote(record, secondary)
+            let (driver, report, releasedTooFar) = try await worker.promote(record, secondary)
             runtime.secondary = nil
             try begin(driver, record)
-            tellPromotion(name, record.generation, report, claimNanoseconds)
+            var more: [String: Double] = [:]
+            more["claimMilliseconds"] = claimNanoseconds.map { milliseconds($0) }
+            if driver.gateFigures() != nil {
+                more["releasedFramesLost"] = releasedTooFar ? 1 : 0
+                more["gateMilliseconds"] = milliseconds(report.gateNanoseconds)
+                more["sentFrames"] = Double(report.gate.sentFrames)
+                more["replayedFrames"] = Double(report.gate.replayedFrames)
+                more["refusedFrames"] = Double(report.gate.refusedFrames)
+            }
+            tellPromotion(name, record.generation, report, more)
             // Here and not after another look: until then nobody makes a new secondary.
             await change(name, .reportPromoted)
             await tellLibvirt(record, .primary)
@@ -239,9 +248,9 @@ extension Agent {
 
     private func tellPromotion(
         _ name: PairName, _ generation: Generation, _ report: PromotionReport,
-        _ claimNanoseconds: UInt64?
+        _ more: [String: Double]
     ) {
-        var figures = [
+        let figures = [
             "generation": Double(generation.number),
             "epoch": Double(report.rollback.commit.epoch.number),
             "rollbackPages": Double(report.rollback.distinctPages),
@@ -252,8 +261,8 @@ extension Agent {
             "loadMilliseconds": milliseconds(report.loadNanoseconds),
             "resumeMilliseconds": milliseconds(report.resumeNanoseconds),
             "promotionMilliseconds": milliseconds(report.totalNanoseconds),
-        ]
-        figures["claimMilliseconds"] = claimNanoseconds.map { milliseconds($0) }
+            "firstCommitMilliseconds": milliseconds(report.firstCommitNanoseconds),
+        ].merging(more) { _, new in new }
         emit(
             .fenced, "the old primary of \(name) is gone: its lock was free", pair: name)
         emit(

@@ -179,9 +179,10 @@ struct PairWorker: Sendable {
     }
 
     /// Makes the secondary of this host the primary. The claim in the store has been won.
+    /// - Returns: also whether frames had left that belong to no commit, which must never be.
     func promote(
         _ record: PairRecord, _ secondary: WaitingSecondary
-    ) async throws -> (driver: PrimaryDriver, report: PromotionReport) {
+    ) async throws -> (driver: PrimaryDriver, report: PromotionReport, releasedTooFar: Bool) {
         guard let reference = record.segment, let liveXML = record.liveXML,
             let machine = try DomainXML(liveXML).machineType
         else {
@@ -206,11 +207,14 @@ struct PairWorker: Sendable {
             }
             FaultPoint.reached("promotion.raised")
             let proven = MonotonicClock.nowNanoseconds()
+            // Before it is cut: frames that have left may only be those of the commit that is gone back to.
+            let committed = try segment.latestCommit()?.logs.output ?? 0
+            let releasedTooFar = segment.releasedOutput > committed
             var (driver, report) = try PrimaryDriver.promote(
                 secondary, segment: segment, generation: generation, lock: lock,
                 machine: machine, injector: injector)
             report.add(lockNanoseconds: proven - began)
-            return (driver, report)
+            return (driver, report, releasedTooFar)
         }
     }
 

@@ -84,7 +84,8 @@ public struct DrillReport: Hashable, Sendable, Codable {
     public var epochResumed: Epoch?
     /// Committed epochs that were lost: must be 0.
     public var committedEpochsLost: UInt64?
-    /// Packets that clients were given and the guest no longer knows of: must be 0. nil: nothing counts them.
+    /// Packets that clients were given and the guest no longer knows of: must be 0 (more: at least so many). nil:
+    /// the guest has no network gate, or did not move.
     public var releasedPacketsLost: UInt64?
     public var probe: Probe?
     /// Further figures of the promotion, as in `ftvm events`.

@@ -1,4 +1,5 @@
 import ControlAPI
+import EndToEndSupport
 import Foundation
 import Lab
 import Model
@@ -41,7 +42,7 @@ extension EndToEnd {
                     $0.primary != home && $0.secondary != home
                 }
                 #expect(pair.switchover == nil)
-                try await guest.goesOn(from: covered[index])
+                covered[index] = try await guest.goesOn(from: covered[index])
             }
             try await eventually("no QEMU is left on \(home)") {
                 try await lab.qemus(home).isEmpty ? () : nil

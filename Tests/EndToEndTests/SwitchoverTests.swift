@@ -1,4 +1,5 @@
 import ControlAPI
+import EndToEndSupport
 import Foundation
 import Lab
 import Model
