@@ -24,6 +24,9 @@ let package = Package(
         .package(url: "https://github.com/hummingbird-project/hummingbird", from: "2.5.0"),
         .package(url: "https://github.com/swift-server/async-http-client", from: "1.24.0"),
         .package(url: "https://github.com/LebJe/TOMLKit", from: "0.6.0"),
+        .package(url: "https://github.com/apple/swift-crypto", from: "4.0.0"),
+        .package(url: "https://github.com/apple/swift-nio", from: "2.80.0"),
+        .package(url: "https://github.com/apple/swift-nio-ssl", from: "2.29.0"),
         .package(url: "https://github.com/swiftlang/swift-subprocess", from: "1.0.0"),
         .package(url: "https://github.com/swift-server/swift-service-lifecycle", from: "2.6.0"),
     ],
@@ -51,11 +54,25 @@ let package = Package(
             ],
             swiftSettings: strict),
         .target(
+            name: "TransportSecurity",
+            dependencies: ["Model", .product(name: "NIOSSL", package: "swift-nio-ssl")],
+            swiftSettings: strict),
+        .target(
             name: "ClusterStore",
-            dependencies: ["Model", .product(name: "GRDB", package: "GRDB.swift")],
+            dependencies: [
+                "Model", "TransportSecurity", .product(name: "GRDB", package: "GRDB.swift"),
+                .product(name: "AsyncHTTPClient", package: "async-http-client"),
+                .product(name: "NIOSSL", package: "swift-nio-ssl"),
+                .product(name: "NIOPosix", package: "swift-nio"),
+            ],
             swiftSettings: strict),
         .target(name: "Fencing", dependencies: ["Model", "CLinux"], swiftSettings: strict),
-        .target(name: "Heartbeat", dependencies: ["Model", "CLinux"], swiftSettings: strict),
+        .target(
+            name: "Heartbeat",
+            dependencies: [
+                "Model", "CLinux", .product(name: "Crypto", package: "swift-crypto"),
+            ],
+            swiftSettings: strict),
         .target(name: "PairLogic", dependencies: ["Model"], swiftSettings: strict),
         .target(
             name: "ControlAPI",
@@ -131,10 +148,14 @@ let package = Package(
                 "GuestSupport", "Protection", "Injection", "Hypervisor", "MemoryPool", "Model", "Fencing", "CLinux",
             ],
             swiftSettings: strict),
+        .target(
+            name: "CertificateSupport", dependencies: ["TransportSecurity"],
+            path: "Tests/CertificateSupport", swiftSettings: strict),
         .testTarget(
             name: "ClusterStoreTests",
             dependencies: [
-                "Model", "ClusterStore", "cluster-test-helper",
+                "Model", "ClusterStore", "TransportSecurity", "CertificateSupport",
+                "cluster-test-helper",
                 .product(name: "GRDB", package: "GRDB.swift"),
             ],
             swiftSettings: strict),

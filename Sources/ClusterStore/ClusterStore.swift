@@ -54,8 +54,10 @@ package enum StoreChange: Sendable, Hashable {
 /// in code.
 ///
 /// Keys are 1...512 bytes of UTF-8 without U+0000 and U+10FFFF, values at most 1 MiB. All functions
-/// throw `unavailable` when the store does not answer in time and `dataCorrupted` when it is
-/// damaged; `invalidArgument` for a key or value outside the limits.
+/// throw `unavailable` when the store does not answer in time, and then nothing was changed;
+/// `dataCorrupted` when it is damaged; `invalidArgument` for a key or value outside the limits.
+/// A write throws `timedOut` when its answer was lost: whether it was done is not known then, and it
+/// may be done later. Whoever gets that reads again and decides anew.
 package protocol ClusterStore: Sendable {
     /// The key's value, or nil.
     func get(_ key: String) async throws(FtvmError) -> StoreEntry?
@@ -63,11 +65,14 @@ package protocol ClusterStore: Sendable {
     /// All keys that begin with `prefix`; everything for "".
     func list(_ prefix: String) async throws(FtvmError) -> StoreListing
 
-    /// Writes a key and returns its new revision.
+    /// Writes a key and returns its new revision. With a lease the key goes when that ends;
+    /// without, it stays, also if it was bound to a lease before.
     /// - Throws: `conflict` when the expectation does not hold; nothing has changed then.
+    /// `notFound`
+    ///   when the lease has ended; nothing has changed then.
     @discardableResult
     func put(
-        _ key: String, _ value: Data, expecting: StoreExpectation
+        _ key: String, _ value: Data, expecting: StoreExpectation, lease: StoreLease?
     ) async throws(FtvmError) -> UInt64
 
     /// Removes a key. With `.any` a key that does not exist is no error and no change; `.absent` is
@@ -79,6 +84,16 @@ package protocol ClusterStore: Sendable {
     /// and always get the last one. Ends when the store is closed or the task is cancelled.
     func watch(_ prefix: String) -> AsyncStream<StoreChange>
 
+    /// A new lease of at least that time to live; see `StoreLease`.
+    func grantLease(milliseconds: Int) async throws(FtvmError) -> StoreLease
+
+    /// Gives the lease its full time again.
+    /// - Throws: `notFound` when it has ended; its keys are gone then.
+    func keepAlive(_ lease: StoreLease) async throws(FtvmError)
+
+    /// Ends the lease and removes its keys. No error when it has ended already.
+    func revoke(_ lease: StoreLease) async throws(FtvmError)
+
     /// Appends an event; its `number` is ignored, the one assigned is returned. Only the newest
     /// `StoreLimits.events` are kept.
     @discardableResult
@@ -86,6 +101,16 @@ package protocol ClusterStore: Sendable {
 
     /// The oldest `limit` events whose number is above `number`, oldest first.
     func events(after number: UInt64, limit: Int) async throws(FtvmError) -> [ClusterEvent]
+}
+
+extension ClusterStore {
+    /// Writes a key that stays.
+    @discardableResult
+    package func put(
+        _ key: String, _ value: Data, expecting: StoreExpectation
+    ) async throws(FtvmError) -> UInt64 {
+        try await put(key, value, expecting: expecting, lease: nil)
+    }
 }
 
 /// Bounds that every store keeps.

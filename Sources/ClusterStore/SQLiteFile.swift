@@ -6,7 +6,7 @@ import Model
 /// The store's file: making it, opening it, its schema, and SQLite's failures as ours.
 extension SQLiteStore {
     /// Raised with every change of the tables; kept in SQLite's `user_version`.
-    static let schemaVersion = 1
+    static let schemaVersion = 2
     /// "ftvm", kept in SQLite's `application_id`, so that no other database is taken for a store.
     static let applicationID = 0x6674_766d
 
@@ -89,7 +89,9 @@ extension SQLiteStore {
                     CREATE TABLE entries (
                         key TEXT PRIMARY KEY NOT NULL,
                         value BLOB NOT NULL,
-                        revision INTEGER NOT NULL) WITHOUT ROWID;
+                        revision INTEGER NOT NULL,
+                        lease INTEGER) WITHOUT ROWID;
+                    \(leaseSchema)
                     CREATE TABLE events (
                         number INTEGER PRIMARY KEY AUTOINCREMENT,
                         body BLOB NOT NULL);
@@ -102,6 +104,15 @@ extension SQLiteStore {
             throw FtvmError(
                 .dataCorrupted, "\(path) is not a cluster store of ftvm",
                 cause: "its application id is \(application)", advice: "set another `store` path")
+        }
+        if version == 1 {
+            try db.execute(
+                sql: """
+                    ALTER TABLE entries ADD COLUMN lease INTEGER;
+                    \(leaseSchema)
+                    PRAGMA user_version = \(schemaVersion);
+                    """)
+            return
         }
         guard version <= schemaVersion else {
             throw FtvmError(

@@ -78,20 +78,21 @@ package final class SQLiteStore: ClusterStore {
 
     @discardableResult
     package func put(
-        _ key: String, _ value: Data, expecting: StoreExpectation
+        _ key: String, _ value: Data, expecting: StoreExpectation, lease: StoreLease?
     ) async throws(FtvmError) -> UInt64 {
         try StoreLimits.check(key: key)
         try StoreLimits.check(value: value, of: key)
         return try await write { db in
             try SQLiteStore.require(db, key, expecting)
+            if let lease { try SQLiteStore.require(db, lease) }
             let revision = try SQLiteStore.raiseRevision(db)
             try db.execute(
                 sql: """
-                    INSERT INTO entries (key, value, revision) VALUES (?, ?, ?)
+                    INSERT INTO entries (key, value, revision, lease) VALUES (?, ?, ?, ?)
                     ON CONFLICT (key) DO UPDATE
-                    SET value = excluded.value, revision = excluded.revision
+                    SET value = excluded.value, revision = excluded.revision, lease = excluded.lease
                     """,
-                arguments: [key, value, Int64(revision)])
+                arguments: [key, value, Int64(revision), lease?.number])
             return revision
         }
     }
@@ -194,7 +195,7 @@ extension SQLiteStore {
         }
     }
 
-    private static func raiseRevision(_ db: Database) throws -> UInt64 {
+    static func raiseRevision(_ db: Database) throws -> UInt64 {
         let revision = try Int64.fetchOne(
             db.cachedStatement(
                 sql: "UPDATE store SET revision = revision + 1 RETURNING revision"))
@@ -204,21 +205,32 @@ extension SQLiteStore {
         return UInt64(revision)
     }
 
+    /// Ends leases whose time is over first: what is read and the revision then belong together.
     private func read<Value: Sendable>(
         _ body: @escaping @Sendable (Database) throws -> Value
     ) async throws(FtvmError) -> Value {
         do {
-            return try await pool.read(body)
+            let (value, isDue) = try await pool.read { db in
+                (try body(db), try SQLiteStore.isLeaseDue(db))
+            }
+            guard isDue else { return value }
+            return try await pool.write { db in
+                try SQLiteStore.endLeases(db)
+                return try body(db)
+            }
         } catch {
             throw SQLiteStore.failure(error, "the cluster store \(path) cannot be read")
         }
     }
 
-    private func write<Value: Sendable>(
+    func write<Value: Sendable>(
         _ body: @escaping @Sendable (Database) throws -> Value
     ) async throws(FtvmError) -> Value {
         do {
-            let value = try await pool.write(body)
+            let value = try await pool.write { db in
+                try SQLiteStore.endLeases(db)
+                return try body(db)
+            }
             watcher.nudge()
             return value
         } catch {

@@ -139,6 +139,8 @@ final class StoreWatcher: Sendable {
             told = told.filter { watches[$0.key] != nil }
             let now = DispatchTime.now().uptimeNanoseconds
             do {
+                // Its own commits do not change its `data_version`.
+                if try endLeases(db) { version = nil }
                 let current = try Int.fetchOne(dataVersion) ?? 0
                 if current != version { settling = Self.settleMilliseconds.count }
                 let due = now >= nextReread || current != version
@@ -165,6 +167,16 @@ final class StoreWatcher: Sendable {
             case .timeout, .nudged: break
             }
         }
+    }
+
+    /// Ends leases whose time is over, which nobody else may come by to do; true if any.
+    private func endLeases(_ db: Database) throws -> Bool {
+        guard try SQLiteStore.isLeaseDue(db) else { return false }
+        try db.inTransaction(.immediate) {
+            try SQLiteStore.endLeases(db)
+            return .commit
+        }
+        return true
     }
 
     /// The watches there are; nil when the store is closed.

@@ -186,6 +186,12 @@ private func pair(_ name: String) -> PairRecord {
 private struct Restless: ClusterStore {
     let store: SQLiteStore
 
+    func grantLease(milliseconds: Int) async throws(FtvmError) -> StoreLease {
+        try await store.grantLease(milliseconds: milliseconds)
+    }
+    func keepAlive(_ lease: StoreLease) async throws(FtvmError) { try await store.keepAlive(lease) }
+    func revoke(_ lease: StoreLease) async throws(FtvmError) { try await store.revoke(lease) }
+
     func get(_ key: String) async throws(FtvmError) -> StoreEntry? {
         let entry = try await store.get(key)
         if let entry { try await store.put(key, entry.value, expecting: .any) }
@@ -195,7 +201,7 @@ private struct Restless: ClusterStore {
         try await store.list(prefix)
     }
     func put(
-        _ key: String, _ value: Data, expecting: StoreExpectation
+        _ key: String, _ value: Data, expecting: StoreExpectation, lease: StoreLease?
     ) async throws(FtvmError) -> UInt64 {
         try await store.put(key, value, expecting: expecting)
     }

@@ -88,9 +88,46 @@ private func fast() -> SQLiteStore.Options {
         let path = directory.path + "/store.sqlite"
         try SQLiteStore(path: path).close()
         let queue = try DatabaseQueue(path: path)
-        try queue.write { try $0.execute(sql: "PRAGMA user_version = 2") }
+        try queue.write { try $0.execute(sql: "PRAGMA user_version = 3") }
         try queue.close()
         #expect(opening(path) == .unsupported)
+    }
+
+    /// What the first version wrote is kept.
+    @Test func anOlderSchemaIsBroughtUpToDate() async throws {
+        let directory = try Directory()
+        let path = directory.path + "/store.sqlite"
+        let first = try SQLiteStore(path: path)
+        let revision = try await first.put("a", Data("1".utf8), expecting: .absent)
+        first.close()
+        let queue = try DatabaseQueue(path: path)
+        try await queue.write { db in
+            try db.execute(
+                sql: """
+                    ALTER TABLE entries DROP COLUMN lease;
+                    DROP TABLE leases;
+                    PRAGMA user_version = 1;
+                    """)
+        }
+        try queue.close()
+        let store = try SQLiteStore(path: path)
+        #expect(try await store.get("a")?.revision == revision)
+        let lease = try await store.grantLease(milliseconds: 10_000)
+        try await store.put("b", Data(), expecting: .absent, lease: lease)
+        try await store.revoke(lease)
+        #expect(try await store.get("b") == nil)
+    }
+
+    /// The machine was started again since: nobody can have kept it alive.
+    @Test func aLeaseOfAnotherBootHasEnded() async throws {
+        let directory = try Directory()
+        let path = directory.path + "/store.sqlite"
+        let store = try SQLiteStore(path: path)
+        let lease = try await store.grantLease(milliseconds: 3_600_000)
+        try await store.put("a", Data(), expecting: .absent, lease: lease)
+        let queue = try DatabaseQueue(path: path)
+        try await queue.write { try $0.execute(sql: "UPDATE leases SET boot = 'another'") }
+        #expect(try await store.get("a") == nil)
     }
 
     @Test func anotherProgramsFileIsRefusedAndLeftAlone() throws {

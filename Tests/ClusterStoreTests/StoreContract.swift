@@ -18,6 +18,7 @@ struct StoreContract {
         try await watching()
         try await watchingMany()
         try await racing()
+        try await leases()
     }
 
     func data(_ text: String) -> Data { Data(text.utf8) }
@@ -218,6 +219,57 @@ struct StoreContract {
             try await group.waitForAll()
         }
         #expect(try await stores[0].get("counter")?.value == data("200"))
+    }
+}
+
+extension StoreContract {
+    /// Keys go with their lease, not before its time and not much later, and a watch is told.
+    func leases() async throws {
+        let store = try open()
+        let other = try open()
+        let start = ContinuousClock.now
+        let lease = try await store.grantLease(milliseconds: 1_000)
+        let kept = try await store.grantLease(milliseconds: 1_000)
+        #expect(lease != kept && lease.timeToLiveMilliseconds >= 1_000)
+        let first = try await store.put("e/a", data("1"), expecting: .absent, lease: lease)
+        try await store.put("e/stays", data("1"), expecting: .absent, lease: lease)
+        try await store.put("e/stays", data("2"), expecting: .any)
+        try await store.put("e/kept", data("1"), expecting: .absent, lease: kept)
+        await fails(.conflict) { () throws(FtvmError) in
+            try await other.put("e/a", data("2"), expecting: .absent)
+        }
+        let seen = Seen(other.watch("e/"))
+        #expect(await seen.reaches(["e/a": "1", "e/stays": "2", "e/kept": "1"]))
+        let time = Duration.milliseconds(lease.timeToLiveMilliseconds)
+        while start.duration(to: .now) < time {
+            try await other.keepAlive(kept)
+            // Asked before the time is looked at: what was there before the end may be there.
+            let there = try await other.get("e/a")
+            guard start.duration(to: .now) < time else { break }
+            #expect(there?.revision == first)
+            try await Task.sleep(for: .milliseconds(50))
+        }
+        let keeper = Task {
+            while !Task.isCancelled {
+                try? await other.keepAlive(kept)
+                try? await Task.sleep(for: .milliseconds(200))
+            }
+        }
+        #expect(await seen.reaches(["e/stays": "2", "e/kept": "1"]))
+        #expect(try await store.get("e/a") == nil)
+        #expect(try await store.list("e/").revision > first)
+        #expect(await seen.onlyGrewAndNeverRepeated())
+        await fails(.notFound) { () throws(FtvmError) in try await store.keepAlive(lease) }
+        await fails(.notFound) { () throws(FtvmError) in
+            try await store.put("e/a", data("2"), expecting: .absent, lease: lease)
+        }
+        #expect(try await store.get("e/a") == nil)
+        try await store.revoke(lease)
+        keeper.cancel()
+        await keeper.value
+        try await store.revoke(kept)
+        #expect(try await store.get("e/kept") == nil)
+        #expect(await seen.reaches(["e/stays": "2"]))
     }
 }
 
