@@ -164,7 +164,7 @@ let package = Package(
             swiftSettings: strict),
         .testTarget(
             name: "FencingTests", dependencies: ["Model", "Fencing", "cluster-test-helper"],
-            exclude: ["Helper"], swiftSettings: strict),
+            exclude: ["Helper", "Agents"], swiftSettings: strict),
         .testTarget(
             name: "PairLogicTests", dependencies: ["Model", "PairLogic"], swiftSettings: strict),
         .testTarget(

@@ -18,10 +18,14 @@ package struct FenceRequest: Sendable, Hashable {
 /// Certainty that the old primary can change nothing any more. Only a `Fencer` of this part can
 /// make one, so that code which asks for a proof cannot be given a guess.
 package struct FenceProof: Sendable, Hashable {
-    /// The ways of being certain, weakest last. Part 1 knows the first only.
+    /// The ways of being certain.
     package enum Method: String, Sendable, Hashable {
         /// The kernel that both hosts share says that nobody holds the primary lock.
         case primaryLock = "primary-lock"
+        /// The host's libvirt destroyed the primary's QEMU and says that it is gone.
+        case libvirt
+        /// A fence agent switched the whole host off (`HostFenceProof`).
+        case agent
     }
     package let request: FenceRequest
     package let method: Method
@@ -29,6 +33,15 @@ package struct FenceProof: Sendable, Hashable {
     init(_ request: FenceRequest, method: Method) {
         self.request = request
         self.method = method
+    }
+}
+
+extension FenceProof {
+    /// A host that is switched off has no primary either.
+    /// - Parameter proof: must be of the request's host.
+    package init(_ request: FenceRequest, because proof: HostFenceProof) {
+        precondition(proof.host == request.host, "the proof is of another host")
+        self.init(request, method: .agent)
     }
 }
 

@@ -149,24 +149,27 @@ final class EtcdCluster: @unchecked Sendable {
         return store
     }
 
-    /// Ports that nobody uses just now.
+    /// Ports that nobody uses just now, below those that the kernel gives to connections: nobody
+    /// else takes them before etcd does.
     static func freePorts(_ count: Int) -> [UInt16] {
         var sockets: [CInt] = []
         defer { for socket in sockets { close(socket) } }
-        return (0..<count).map { _ in
+        var ports: [UInt16] = []
+        while ports.count < count {
+            let port = UInt16.random(in: 15_000..<32_000)
             let socket = Glibc.socket(AF_INET, CInt(SOCK_STREAM.rawValue), 0)
             sockets.append(socket)
             var address = sockaddr_in()
             address.sin_family = sa_family_t(AF_INET)
             address.sin_addr.s_addr = inet_addr("127.0.0.1")
-            var length = socklen_t(MemoryLayout<sockaddr_in>.size)
-            withUnsafeMutablePointer(to: &address) { pointer in
+            address.sin_port = port.bigEndian
+            let isFree = withUnsafePointer(to: &address) { pointer in
                 pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
-                    precondition(bind(socket, $0, length) == 0)
-                    precondition(getsockname(socket, $0, &length) == 0)
+                    bind(socket, $0, socklen_t(MemoryLayout<sockaddr_in>.size)) == 0
                 }
             }
-            return UInt16(bigEndian: address.sin_port)
+            if isFree { ports.append(port) }
         }
+        return ports
     }
 }

@@ -8,6 +8,7 @@ import Foundation
 import Glibc
 import Heartbeat
 import Model
+import Synchronization
 
 let words = CommandLine.arguments.dropFirst().map { $0 }
 
@@ -86,9 +87,41 @@ case "write-on":
         say("\(n)")
     }
 
+case "udp-beat":
+    // udp-beat HOST INCARNATION ADDRESS:PORT PEER ADDRESS:PORT: says every 20 ms which number it
+    // heard last, and which of its own was heard by the peer last.
+    let last = LastHeard()
+    let beat = try UDPHeartbeat(
+        .init(
+            cluster: "test", key: ClusterKey(bytes: [UInt8](repeating: 7, count: 32)),
+            host: HostName(words[1]), incarnation: UInt64(number(2)), local: UDPEndpoint(words[3]),
+            periodNanoseconds: 20_000_000)
+    ) { last.take($0) }
+    beat.setPeers([HeartbeatPeer(host: HostName(words[4]), endpoint: try UDPEndpoint(words[5]))])
+    let speaker = Thread {
+        while true {
+            say(last.text)
+            usleep(20_000)
+        }
+    }
+    speaker.start()
+    waitForEnd()
+
 default:
     say("unknown: \(words)")
     exit(2)
+}
+
+/// What `udp-beat` says.
+final class LastHeard: Sendable {
+    private let state = Mutex((heard: UInt64(0), heardUs: UInt64(0)))
+    var text: String { state.withLock { "\($0.heard) \($0.heardUs)" } }
+    func take(_ arrival: HeartbeatArrival) {
+        state.withLock {
+            $0.heard = arrival.sequence
+            if let us = arrival.heardUs { $0.heardUs = us.sequence }
+        }
+    }
 }
 
 /// False: somebody else was first.
