@@ -67,6 +67,8 @@ package final class Committer: @unchecked Sendable {
     /// - Throws: as `commit` does.
     package func commitRunning(_ ending: Ending) throws -> CommitReport? {
         FaultPoint.reached("commit.begin")
+        // A fenced guest waits at its next first touch, and could not be stopped.
+        try requireOwnGeneration()
         guard try monitor.isRunning(attending: output) else { return nil }
         let early = try tracker.protectEarly()
         var steps = CommitSteps()
@@ -164,12 +166,7 @@ package final class Committer: @unchecked Sendable {
     ) throws -> CommitReport {
         FaultPoint.reached("commit.saved")
         // Before a slot is touched: under a later generation it may be the slot of the current commit.
-        guard segment.position.generation == generation else {
-            throw FtvmError(
-                .conflict, "generation \(generation) has been fenced",
-                cause: "the segment is at \(segment.position)",
-                advice: "this primary must end and release nothing")
-        }
+        try requireOwnGeneration()
         let stateBytes = try channel.copy(into: segment.stateSlot(for: epoch))
         FaultPoint.reached("commit.copied")
         // What is logged from here on belongs to the next epoch.
@@ -233,18 +230,22 @@ package final class Committer: @unchecked Sendable {
         if let failure { throw failure }
     }
 
+    private func requireOwnGeneration() throws {
+        let present = segment.position
+        guard present.generation != generation else { return }
+        throw FtvmError(
+            .conflict, "generation \(generation) has been fenced",
+            cause: "the segment is at \(present)",
+            advice: "this primary must end and release nothing")
+    }
+
     // MARK: - Frames
 
     /// Sends what is committed, unless this generation is no longer the segment's.
     /// - Throws: `.conflict` when it is not, and whatever the gate throws.
     func releaseCommitted() throws {
         guard let output, output.isReleasing else { return }
-        guard segment.position.generation == generation else {
-            throw FtvmError(
-                .conflict, "generation \(generation) has been fenced",
-                cause: "the segment is at \(segment.position)",
-                advice: "this primary must end and release nothing")
-        }
+        try requireOwnGeneration()
         try output.release()
     }
 

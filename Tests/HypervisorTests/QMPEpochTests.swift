@@ -38,6 +38,7 @@ import Testing
             isStopped.signal()
             saves.wait()
             client.send(Self.ok)
+            _ = client.line()
         }
         defer { server.close() }
         let monitor = try QMPConnection(path: server.path, label: "demo")
@@ -249,6 +250,7 @@ import Testing
         var ends: [Int32] = [-1, -1]
         #expect(socketpair(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0, &ends) == 0)
         let (reading, writing) = (ends[0], ends[1])
+        #expect(fcntl(reading, F_SETFL, O_NONBLOCK) == 0)
         defer {
             close(reading)
             close(writing)

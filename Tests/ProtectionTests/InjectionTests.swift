@@ -32,7 +32,7 @@ import Testing
     /// A process that is in the middle of a system call of its own does not notice: it goes on with that call.
     @Test(arguments: [
         // A timer (restarted by the kernel's own means), and a read that waits for input.
-        ["/bin/sh", "-c", "sleep 1 && echo slept"],
+        ["/bin/sh", "-c", "sleep 4 && echo slept"],
         ["/bin/sh", "-c", "read line && echo \"got $line\""],
     ])
     func aWaitingProcessGoesOnAsIfNothingHadBeen(command: [String]) throws {
