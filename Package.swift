@@ -75,6 +75,8 @@ let package = Package(
             swiftSettings: strict),
         .target(name: "PairLogic", dependencies: ["Model"], swiftSettings: strict),
         .target(
+            name: "Simulator", dependencies: ["Model", "PairLogic"], swiftSettings: strict),
+        .target(
             name: "ControlAPI",
             dependencies: [
                 "Model", .product(name: "AsyncHTTPClient", package: "async-http-client"),
@@ -110,6 +112,12 @@ let package = Package(
             name: "ftvmd",
             dependencies: [
                 "HostAgent", .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ],
+            swiftSettings: strict),
+        .executableTarget(
+            name: "ftvm-simulate",
+            dependencies: [
+                "Simulator", .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: strict),
         .executableTarget(name: "ftvm-inject", dependencies: ["Injection"], swiftSettings: strict),
@@ -167,6 +175,9 @@ let package = Package(
             exclude: ["Helper", "Agents"], swiftSettings: strict),
         .testTarget(
             name: "PairLogicTests", dependencies: ["Model", "PairLogic"], swiftSettings: strict),
+        .testTarget(
+            name: "SimulatorTests", dependencies: ["Model", "PairLogic", "Simulator"],
+            resources: [.copy("Scenarios")], swiftSettings: strict),
         .testTarget(
             name: "HostAgentTests", dependencies: ["Model", "HostAgent"], swiftSettings: strict),
         .testTarget(

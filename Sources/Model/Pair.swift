@@ -84,6 +84,8 @@ public struct PairRecord: Hashable, Sendable, Codable {
     public var promoting: HostName?
     /// The primary's own host says that its QEMU is gone without the guest having shut down.
     public var primaryLost: Bool
+    /// How it became certain that the primary of the previous generation is gone; nil: it is not.
+    public var primaryGone: FenceMethod?
     /// A user asked for this secondary to be promoted by hand (`ftvm promote`).
     public var promotionRequested: Bool
     /// The planned move that is under way; nil: none.
@@ -120,6 +122,7 @@ public struct PairRecord: Hashable, Sendable, Codable {
         self.secondaryReady = false
         self.promoting = nil
         self.primaryLost = false
+        self.primaryGone = nil
         self.promotionRequested = false
         self.switchover = nil
         self.lastSwitchover = nil

@@ -60,7 +60,14 @@ package enum PairAction: Sendable, Hashable {
     /// The primary goes on: its host was taken for dead, and is not.
     case reportPrimaryRunning
     /// Claim the promotion, under this generation.
+    /// The primary lock, or the word of the old primary's host, is the proof.
     case claimPromotion(Generation)
+    /// The same; fences of the hosts that may have run a primary are the proof.
+    case claimFenced(Generation, FenceMethod)
+    /// A user gives the old primary up: nothing is proven yet, and the promotion waits for it.
+    case claimByHand(Generation)
+    /// This host's QEMU of an older generation is gone, for whoever has claimed without a proof.
+    case confirmPrimaryGone
     /// This host could not carry out the promotion that it claimed; its QEMU of the pair is gone.
     case releaseClaim(FtvmError)
     case reportPromoted

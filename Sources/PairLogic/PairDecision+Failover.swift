@@ -12,7 +12,7 @@ extension PairDecision {
         switch situation.hosts[record.primary]?.state {
         case .dead: return true
         // It does not answer, and provably has no primary running: waiting longer can save nothing.
-        case .suspect: return situation.primaryLock == .free
+        case .suspect: return situation.evidence(record).lock == .free
         case .online, nil: return false
         }
     }
@@ -70,20 +70,24 @@ extension PairDecision {
         guard let next = record.nextGeneration else {
             return note("its generations are used up: disable and enable it again", record)
         }
-        switch situation.primaryLock {
+        let evidence = situation.evidence(record)
+        switch evidence.lock {
         case .free:
-            return [.claimPromotion(next)]
+            switch evidence.method {
+            case nil, .primaryLock, .ownHost: return [.claimPromotion(next)]
+            case .some(let method): return [.claimFenced(next, method)]
+            }
         case .held where record.promotionRequested && record.promoting == nil:
             // A user gives the old primary up. The claim fences it through its generation, and the
             // promotion still waits for the lock.
-            return [.claimPromotion(next)]
+            return [.claimByHand(next)]
         case .held:
-            return waitForFence(situation, record, "its QEMU still holds the primary lock")
+            return waitForFence(situation, record, evidence)
         case .heldHere:
             // Only a primary that the record no longer knows: it must go before anything else.
             return [.cleanUpStale(reason: "\(record.primary) has lost its primary role")]
         case .unknown:
-            return waitForFence(situation, record, "the primary lock cannot be asked for")
+            return waitForFence(situation, record, evidence)
         }
     }
 
@@ -91,13 +95,21 @@ extension PairDecision {
     static func promoting(_ situation: PairSituation, _ record: PairRecord) -> [PairAction] {
         let local = situation.local
         guard local.work == nil else { return [] }
-        let lock = situation.primaryLock
+        let evidence = situation.evidence(record)
+        let lock = evidence.lock
         if lock == .free, local.qemu == .none || local.qemu == .waiting,
             let position = situation.segmentPosition, position.generation >= record.generation
         {
             // A promotion under this generation was begun and is no more: its QEMU may have run the
             // guest. No generation has two primaries, so this one is used up.
             if let next = record.nextGeneration { return [.claimPromotion(next)] }
+        }
+        if situation.claimIsFromBefore, situation.fencing.kernelPeers != nil,
+            local.qemu == .none || local.qemu == .waiting, evidence.lock == .free,
+            let next = record.nextGeneration
+        {
+            // Somebody's claim that rests on a proof of our earlier end must not fit any more.
+            return [.claimPromotion(next)]
         }
         switch local.qemu {
         case .unknown:
@@ -140,15 +152,15 @@ extension PairDecision {
                 {
                     return [.raiseSegmentGeneration(record.generation)]
                 }
-                return waitForFence(situation, record, "its QEMU still holds the primary lock")
+                return waitForFence(situation, record, evidence)
             case .unknown:
-                return waitForFence(situation, record, "the primary lock cannot be asked for")
+                return waitForFence(situation, record, evidence)
             }
         }
     }
 
     private static func waitForFence(
-        _ situation: PairSituation, _ record: PairRecord, _ reason: String
+        _ situation: PairSituation, _ record: PairRecord, _ evidence: PrimaryEvidence
     ) -> [PairAction] {
         // The lock was free when an ordinary claim was made, so a later holder is the claimant's
         // QEMU; a claim by hand is made while the old primary's may still hold it.
@@ -156,11 +168,16 @@ extension PairDecision {
         let claimant = record.promoting == situation.me ? nil : record.promoting
         if claimant == nil || record.promotionRequested { suspects.append(record.primary) }
         if let claimant { suspects.append(claimant) }
+        if !evidence.unproven.isEmpty { suspects = evidence.unproven }
         // Said once, by whomever, and not again against the primary's own word: hosts that see
         // different things must not correct each other for ever.
         if record.state != .failingOver && PairReason.isRefuted(record.reason) { return [] }
-        if record.state == .failingOver && PairReason.isWaiting(record.reason) { return [] }
-        return [.waitForFence(of: suspects, reason: reason)]
+        if record.state == .failingOver && PairReason.isWaiting(record.reason) {
+            // What a fence came to is in the store, the same for everybody.
+            let now = PairReason.waiting(for: suspects, evidence.reason)
+            if !evidence.isShared || record.reason == now { return [] }
+        }
+        return [.waitForFence(of: suspects, reason: evidence.reason)]
     }
 
     /// The host that would promote, and so has said that a failover is due, takes that back.

@@ -12,6 +12,8 @@ extension PairDecision {
                 let by = record.promoting.map { "\($0) has claimed the promotion" }
                 return [.cleanUpStale(reason: by ?? "it was declared lost")]
             }
+            // A claim by hand was made without a proof: this is one.
+            if record.primaryGone == nil, record.primaryLost { return [.confirmPrimaryGone] }
             return failover(situation, record)
         }
         if record.isNotYetProtected { return notYetProtected(situation, record) }

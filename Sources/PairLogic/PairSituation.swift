@@ -82,11 +82,17 @@ package struct PairSituation: Sendable, Hashable {
     package var segmentPresent: Bool
     /// What the segment's compare-and-swap word says; nil when it cannot be read.
     package var segmentPosition: SegmentPosition?
+    /// What is known, beside the lock, of who is proven gone.
+    package var fencing: FencingView
+    /// The claim that the record names this host for was made by an earlier start of its ftvmd: a
+    /// proof of that one's end may be on its way to somebody else's claim.
+    package var claimIsFromBefore: Bool
 
     package init(
         pair: PairName, record: PairRecord?, me: HostName, hosts: [HostName: HostView],
         local: LocalObservation, primaryLock: PrimaryLockState, segmentPresent: Bool,
-        segmentPosition: SegmentPosition?
+        segmentPosition: SegmentPosition?, fencing: FencingView = FencingView(),
+        claimIsFromBefore: Bool = false
     ) {
         self.pair = pair
         self.record = record
@@ -96,5 +102,7 @@ package struct PairSituation: Sendable, Hashable {
         self.primaryLock = primaryLock
         self.segmentPresent = segmentPresent
         self.segmentPosition = segmentPosition
+        self.fencing = fencing
+        self.claimIsFromBefore = claimIsFromBefore
     }
 }

@@ -53,6 +53,16 @@ package struct RecentFailures: Sendable {
         return failure.reason
     }
 
+    /// The hosts that are to be taken last for `pair`, and why.
+    package func failing(_ pair: PairName, at now: MonotonicInstant) -> [HostName: String] {
+        guard !failures.isEmpty else { return [:] }
+        var reasons: [HostName: String] = [:]
+        for (key, failure) in failures where key.pair == pair && failure.until > now.nanoseconds {
+            reasons[key.host] = failure.reason
+        }
+        return reasons
+    }
+
     /// The pair is gone.
     package mutating func forget(_ pair: PairName) {
         failures = failures.filter { $0.key.pair != pair }

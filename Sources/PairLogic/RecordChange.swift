@@ -102,8 +102,8 @@ extension PairAction {
             guard changeSwitchover(of: &record, by: me, isPrimary, &event) else { return .outdated }
         case .placeSecondary, .replaceSecondary, .reportSecondaryReady, .reportSecondaryLost:
             guard changeSecondary(of: &record, by: me, isPrimary, &event) else { return .outdated }
-        case .reportPrimaryLost, .reportPrimaryRunning, .claimPromotion, .releaseClaim,
-            .reportPromoted, .waitForFence:
+        case .reportPrimaryLost, .reportPrimaryRunning, .claimPromotion, .claimFenced, .claimByHand,
+            .confirmPrimaryGone, .releaseClaim, .reportPromoted, .waitForFence:
             guard changePrimary(of: &record, by: me, isPrimary, &event) else { return .outdated }
         }
         return .update(record, event)
@@ -213,6 +213,7 @@ extension PairAction {
         case .reportPrimaryLost(let reason):
             guard isPrimary, record.isUnderProtection else { return false }
             record.primaryLost = true
+            record.primaryGone = .ownHost
             record.state = .failingOver
             record.reason = reason
             event = .init(.primaryLost, "\(name) has lost its primary on \(me): \(reason)")
@@ -224,7 +225,13 @@ extension PairAction {
             record.reason = isPrimary && isTakenBack ? PairReason.refuted : ""
             record.state = record.secondaryReady ? .protected : .needSecondary
             event = .init(.adopted, "\(name) goes on under its primary on \(record.primary)")
-        case .claimPromotion(let generation):
+        case .confirmPrimaryGone:
+            guard record.primary == me, record.primaryLost, record.primaryGone == nil else {
+                return false
+            }
+            record.primaryGone = .ownHost
+        case .claimPromotion(let generation), .claimFenced(let generation, _),
+            .claimByHand(let generation):
             // Every claim raises the generation, so an unchanged one means: nobody has claimed
             // since.
             guard record.generation.number + 1 == generation.number, record.isUnderProtection else {
@@ -232,6 +239,11 @@ extension PairAction {
             }
             record.generation = generation
             record.promoting = me
+            switch self {
+            case .claimByHand: break
+            case .claimFenced(_, let method): record.primaryGone = record.primaryGone ?? method
+            default: record.primaryGone = record.primaryGone ?? .primaryLock
+            }
             // Whatever still runs under an older generation is history, also if it should come
             // back.
             record.primaryLost = true
@@ -261,6 +273,7 @@ extension PairAction {
             record.promoting = nil
             record.primaryLost = false
             record.endSwitchover(.done, "")
+            record.primaryGone = nil
             record.promotionRequested = false
             record.secondary = nil
             record.secondaryReady = false

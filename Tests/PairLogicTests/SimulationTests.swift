@@ -114,7 +114,8 @@ private let allKinds = [
     "raiseSegmentGeneration", "handOver", "startDisabling", "cleanUpStale", "removeSegment",
     "beginEnabling", "reportEnabled", "reportEnablingFailed", "reportUnprotected", "guestShutDown",
     "placeSecondary", "reportSecondaryReady", "reportSecondaryLost", "reportPrimaryLost",
-    "reportPrimaryRunning", "claimPromotion", "releaseClaim", "reportPromoted", "waitForFence",
+    "reportPrimaryRunning", "claimPromotion", "claimByHand", "confirmPrimaryGone",
+    "releaseClaim", "reportPromoted", "waitForFence",
     "awaitHandOver", "armSwitchover", "disarmSwitchover", "beginSwitchover", "replaceSecondary",
     "endSwitchover", "noteReason", "noteError", "declinePromotion", "beginDisable", "finishDisable",
 ]

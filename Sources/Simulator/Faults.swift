@@ -1,0 +1,249 @@
+import Model
+import PairLogic
+
+/// Something that goes wrong, and is repaired some time later.
+enum Fault: CustomStringConvertible {
+    case crash(Int)
+    case pause(Int, UInt64)
+    case killAgent(Int)
+    case killQEMU(Int, Int)
+    case slow(Int)
+    case cut(from: Int, to: Int)
+    case isolate(Int)
+    case split([Bool])
+    case loss(Int)
+    case delay(UInt64)
+    case storeDown
+    case storeSlow(UInt64)
+    case storeCut(Int)
+    case isolateAndStoreCut(Int)
+    case poolLost(Int)
+    case beatsLost(Int)
+    case cutOff(Int)
+    case device(Int, String)
+    case confirmDead(Int)
+    case wallJump(Int, Int64)
+    case askForPromotion(Int)
+
+    var description: String {
+        switch self {
+        case .crash(let host): "h\(host + 1) crashes"
+        case .pause(let host, let time): "h\(host + 1) stands still for \(time / 1_000_000) ms"
+        case .killAgent(let host): "ftvmd on h\(host + 1) is killed"
+        case .killQEMU(let host, let pair): "the QEMU of pair \(pair + 1) on h\(host + 1) is killed"
+        case .slow(let host): "h\(host + 1) is slow"
+        case .cut(let from, let to): "nothing from h\(from + 1) reaches h\(to + 1)"
+        case .isolate(let host): "h\(host + 1) is cut off from the network"
+        case .split(let side):
+            "the network is split: "
+                + side.indices.filter { side[$0] }.map { "h\($0 + 1)" }.joined(separator: " ")
+        case .loss(let perMille): "\(perMille / 10) % of all packets are lost"
+        case .delay(let time): "packets take up to \(time / 1_000_000) ms"
+        case .storeDown: "the store is down"
+        case .storeSlow(let time): "the store takes up to \(time / 1_000_000) ms"
+        case .storeCut(let host): "h\(host + 1) does not reach the store"
+        case .isolateAndStoreCut(let host): "h\(host + 1) is cut off from network and store"
+        case .poolLost(let host): "h\(host + 1) loses the pool"
+        case .beatsLost(let host): "beats of h\(host + 1) do not get into the pool"
+        case .cutOff(let host): "h\(host + 1) is cut off from everything but its memory"
+        case .device(let host, let mode): "the fence device of h\(host + 1) \(mode)"
+        case .confirmDead(let host): "a person says that h\(host + 1) is off"
+        case .wallJump(let host, let time): "the wall clock of h\(host + 1) jumps by \(time / 1_000_000_000) s"
+        case .askForPromotion(let pair): "a promotion of pair \(pair + 1) is asked for"
+        }
+    }
+}
+
+extension World {
+    /// Faults from now on for `shape.faultyNanoseconds`, all repaired by then.
+    func scheduleFaults() {
+        let end = now + shape.faultyNanoseconds
+        var at = now
+        while true {
+            at += random.time(1, 2 * shape.meanFaultNanoseconds)
+            guard at < end else { return }
+            let duration = min(random.time(ms(50), ms(random.chance(300) ? 12_000 : 3_000)), end - at)
+            let fault = randomFault(duration)
+            queue.push(.fault(fault), at: at)
+            queue.push(.repair(fault), at: at + duration)
+            // Double failures: something else at nearly the same time.
+            if random.chance(250) {
+                let second = randomFault(duration)
+                let later = min(at + random.time(0, ms(800)), end)
+                queue.push(.fault(second), at: later)
+                queue.push(.repair(second), at: max(later, at + duration))
+            }
+            // Flapping: the same again and again.
+            if random.chance(80), duration > ms(400) {
+                for flap in 1...4 {
+                    let time = at + duration + UInt64(flap) * ms(300)
+                    guard time + ms(200) < end else { break }
+                    queue.push(.fault(fault), at: time)
+                    queue.push(.repair(fault), at: time + ms(150))
+                }
+            }
+        }
+    }
+
+    private func randomFault(_ duration: UInt64) -> Fault {
+        let host = random.below(hosts.count)
+        let other = (host + 1 + random.below(hosts.count - 1)) % hosts.count
+        let pair = random.below(pairs.count)
+        switch random.below(100) {
+        case 0..<16: return .crash(host)
+        case 16..<26: return .pause(host, duration)
+        case 26..<34: return .killAgent(host)
+        case 34..<40: return .killQEMU(primaryHost(pair) ?? host, pair)
+        case 40..<44: return .slow(host)
+        case 44..<48: return .cut(from: host, to: other)
+        case 48..<52: return .isolate(host)
+        case 52..<55: return .split(hosts.map { _ in random.chance(500) })
+        case 55..<58: return .loss(100 + random.below(600))
+        case 58..<61: return .delay(random.time(ms(10), ms(700)))
+        case 61..<65: return .storeDown
+        case 65..<68: return .storeSlow(random.time(ms(100), ms(3_000)))
+        case 68..<72: return .storeCut(host)
+        case 72..<75: return .isolateAndStoreCut(host)
+        case 75..<78: return .poolLost(host)
+        case 78..<80: return .beatsLost(host)
+        case 80..<86: return .cutOff(host)
+        case 86..<93:
+            let modes: [DeviceMode] = [.fails, .hangs, .lies]
+            return .device(host, modes[random.below(3)].rawValue)
+        case 93..<94: return .confirmDead(host)
+        case 94..<96: return .wallJump(host, Int64(random.below(7_200)) * 1_000_000_000)
+        default: return .askForPromotion(pair)
+        }
+    }
+
+    private func primaryHost(_ pair: Int) -> Int? {
+        pairs[pair].record.flatMap { hostIndex[$0.primary] }
+    }
+
+    func begin(_ fault: Fault) {
+        say(nil, "-- \(fault)")
+        switch fault {
+        case .crash(let host):
+            trouble(host)
+            killHost(host)
+        case .pause(let host, let time):
+            trouble(host, until: now + time)
+            if hosts[host].isUp { hosts[host].pausedUntil = now + time }
+        case .killAgent(let host):
+            trouble(host)
+            killAgent(host)
+        case .killQEMU(let host, let pair): killQEMU(hosts[host], pair)
+        case .slow(let host):
+            trouble(host)
+            hosts[host].slowness = 1 + UInt64(random.below(12))
+        case .cut, .isolate, .split, .isolateAndStoreCut, .cutOff, .loss, .delay:
+            networkFault(fault, +1)
+        case .storeDown: isStoreUp = false
+        case .storeSlow(let time): storeDelay = time
+        case .storeCut(let host): storeCuts[host] += 1
+        case .poolLost(let host): losePool(host)
+        case .beatsLost(let host):
+            trouble(host)
+            hosts[host].beatsInPool = false
+        case .device(let host, let mode): deviceModes[host] = DeviceMode(rawValue: mode) ?? .works
+        case .confirmDead(let host): confirmDead(host)
+        case .wallJump(let host, let time): hosts[host].wallOffset += time
+        case .askForPromotion(let pair): ask(pair) { $0.promotionRequested = true }
+        }
+    }
+
+    func repair(_ fault: Fault) {
+        switch fault {
+        case .crash(let host):
+            trouble(host)
+            startHost(host)
+        case .killAgent(let host):
+            trouble(host)
+            startAgent(host)
+        case .slow(let host):
+            trouble(host)
+            hosts[host].slowness = 1
+        case .cut, .isolate, .split, .isolateAndStoreCut, .cutOff, .loss, .delay:
+            networkFault(fault, -1)
+        case .storeDown: isStoreUp = true
+        case .storeSlow: storeDelay = 0
+        case .storeCut(let host): storeCuts[host] = max(0, storeCuts[host] - 1)
+        case .poolLost(let host):
+            trouble(host)
+            hosts[host].isPoolVisible = true
+        case .beatsLost(let host):
+            trouble(host)
+            hosts[host].beatsInPool = true
+        case .device(let host, _): deviceModes[host] = .works
+        case .pause, .killQEMU, .confirmDead, .wallJump, .askForPromotion: return
+        }
+        say(nil, "-- over: \(fault)")
+    }
+
+    /// Until it has settled again, nobody can be blamed for calling it dead.
+    private func trouble(_ host: Int, until: UInt64? = nil) {
+        troubledUntil[host] = max(troubledUntil[host], until ?? now)
+    }
+
+    private func losePool(_ index: Int) {
+        trouble(index)
+        hosts[index].isPoolVisible = false
+        // Its QEMUs stand on memory that is not there any more: SIGBUS.
+        for pair in pairs.indices
+        where hosts[index].qemus[pair].map({ $0.generation != nil || $0.mode == .waiting }) ?? false {
+            killQEMU(hosts[index], pair)
+        }
+    }
+
+    private func networkFault(_ fault: Fault, _ change: Int) {
+        networkTroubledUntil = change > 0 ? .max - ms(10_000) : now
+        func cut(_ from: Int, _ to: Int) {
+            let link = from * hosts.count + to
+            cuts[link] = max(0, cuts[link] + change)
+        }
+        func isolate(_ host: Int) {
+            for other in hosts.indices where other != host {
+                cut(host, other)
+                cut(other, host)
+            }
+        }
+        switch fault {
+        case .cut(let from, let to): cut(from, to)
+        case .isolate(let host): isolate(host)
+        case .isolateAndStoreCut(let host):
+            isolate(host)
+            storeCuts[host] = max(0, storeCuts[host] + change)
+        case .cutOff(let host):
+            // Network and store, and its beats do not get out; its guests go on.
+            isolate(host)
+            storeCuts[host] = max(0, storeCuts[host] + change)
+            hosts[host].beatsInPool = change < 0
+        case .split(let side):
+            for from in hosts.indices {
+                for to in hosts.indices where side[from] != side[to] { cut(from, to) }
+            }
+        case .loss(let perMille): lossPerMille = change > 0 ? perMille : 0
+        case .delay(let time): extraDelay = change > 0 ? time : 0
+        default: break
+        }
+    }
+
+    /// Everything that can be repaired from outside is.
+    func heal() {
+        say(nil, "-- everything is repaired")
+        for index in cuts.indices { cuts[index] = 0 }
+        for index in hosts.indices {
+            storeCuts[index] = 0
+            deviceModes[index] = .works
+            hosts[index].slowness = 1
+            hosts[index].isPoolVisible = true
+            hosts[index].beatsInPool = true
+            hosts[index].pausedUntil = min(hosts[index].pausedUntil, now)
+            trouble(index)
+            startHost(index)
+            startAgent(index)
+        }
+        (lossPerMille, extraDelay, storeDelay, isStoreUp) = (0, 0, 0, true)
+        networkTroubledUntil = now
+    }
+}

@@ -1,0 +1,3 @@
+import Simulator
+
+SimulateCommand.main()
