@@ -106,8 +106,10 @@ package enum FenceDecision {
             actions.append(.pursue)
         } else {
             actions.append(.rest)
-            let isGone = situation.hosts[record.by] != .online
-            let isTurn = (record.failedRounds[record.by.text] ?? 0) > 0
+            // Hosts that see different things must not take it from each other for ever.
+            let isGone = (situation.hosts[record.by] ?? .dead) == .dead
+            let failed = record.failedRounds[record.by.text] ?? 0
+            let isTurn = failed > record.failedRounds[situation.me.text] ?? 0
             if isGone || isTurn, order(situation, record).first == situation.me {
                 actions.append(.takeOver)
             }
@@ -139,6 +141,10 @@ package enum FenceChange: Sendable, Hashable {
     case outdated
     case update(FenceRecord, EventReason?)
     case delete
+
+    package var record: FenceRecord? {
+        if case .update(let record, _) = self { record } else { nil }
+    }
 }
 
 extension FenceAction {

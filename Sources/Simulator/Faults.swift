@@ -134,7 +134,7 @@ extension World {
             killAgent(host)
         case .killQEMU(let host, let pair): killQEMU(hosts[host], pair)
         case .slow(let host):
-            trouble(host)
+            trouble(host, until: Self.untilRepaired)
             hosts[host].slowness = 1 + UInt64(random.below(12))
         case .cut, .isolate, .split, .isolateAndStoreCut, .cutOff, .loss, .delay:
             networkFault(fault, +1)
@@ -143,7 +143,7 @@ extension World {
         case .storeCut(let host): storeCuts[host] += 1
         case .poolLost(let host): losePool(host)
         case .beatsLost(let host):
-            trouble(host)
+            trouble(host, until: Self.untilRepaired)
             hosts[host].beatsInPool = false
         case .device(let host, let mode): deviceModes[host] = DeviceMode(rawValue: mode) ?? .works
         case .confirmDead(let host): confirmDead(host)
@@ -180,13 +180,15 @@ extension World {
         say(nil, "-- over: \(fault)")
     }
 
+    private static let untilRepaired: UInt64 = .max / 2
+
     /// Until it has settled again, nobody can be blamed for calling it dead.
     private func trouble(_ host: Int, until: UInt64? = nil) {
-        troubledUntil[host] = max(troubledUntil[host], until ?? now)
+        troubledUntil[host] = until == nil ? now : max(troubledUntil[host], until ?? now)
     }
 
     private func losePool(_ index: Int) {
-        trouble(index)
+        trouble(index, until: Self.untilRepaired)
         hosts[index].isPoolVisible = false
         // Its QEMUs stand on memory that is not there any more: SIGBUS.
         for pair in pairs.indices

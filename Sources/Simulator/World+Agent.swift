@@ -234,7 +234,8 @@ extension World {
         _ host: SimulatedHost, _ pair: Int, _ record: PairRecord?
     ) -> PrimaryLockState {
         guard let record, record.segment != nil else { return .free }
-        guard host.isPoolVisible, pairs[pair].segment != nil else { return .unknown }
+        guard host.isPoolVisible else { return .unknown }
+        guard pairs[pair].segment != nil else { return .free }
         guard let holder = pairs[pair].locks[host.kernel] else { return .free }
         return holder == host.qemus[pair]?.id ? .heldHere : .held
     }

@@ -193,6 +193,15 @@ extension World {
         agent.revision = changes.count
         agent.leases = storedLeases
         agent.armed = storedArmed
+        takeFences(host, agent)
+        if agent.hasPool != storedHasPool {
+            agent.hasPool = storedHasPool
+            for other in hosts { updateLedger(host, agent, other.index) }
+            markAllDirty(agent)
+        }
+    }
+
+    private func takeFences(_ host: SimulatedHost, _ agent: SimulatedAgent) {
         if agent.fences != storedFences || agent.incarnations != storedIncarnations {
             agent.fences = storedFences
             agent.incarnations = storedIncarnations
@@ -206,11 +215,6 @@ extension World {
             }
             markAllDirty(agent)
             obeyFence(host, agent)
-        }
-        if agent.hasPool != storedHasPool {
-            agent.hasPool = storedHasPool
-            for other in hosts { updateLedger(host, agent, other.index) }
-            markAllDirty(agent)
         }
     }
 
@@ -279,6 +283,8 @@ extension World {
             poke(host, agent)
         case (.fence(let target, let action, _), .fence(_, _, let change)):
             agent.isWritingFence[target] = false
+            // Written and known at once, unless a watch has told of something later.
+            if storedFences[target] == change.record { takeFences(host, agent) }
             if case .prove = action, case .outdated = change { agent.plans[target] = nil }
             poke(host, agent)
         case (.fence(let target, _, _), _):

@@ -182,6 +182,10 @@ extension World {
                 return fail(agent, pair, .conflict, "this generation has been fenced")
             }
             host.qemus[pair]?.mode = .running
+            // Taken over, and ftvmd or the step after it failed: goes on with the first commit.
+            if pairs[pair].segment?.epoch == 0, !commit(host, pair) {
+                fail(agent, pair, .conflict, "fenced")
+            }
         case .startWaiting:
             guard qemu == nil, pairs[pair].segment != nil, host.isPoolVisible else {
                 return fail(agent, pair, .failedPrecondition, "no room for a waiting QEMU")
