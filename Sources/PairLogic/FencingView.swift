@@ -67,7 +67,7 @@ package struct FencingView: Sendable, Hashable {
 struct PrimaryEvidence: Hashable {
     /// `free` only when it is certain that no earlier primary can write any more.
     var lock: PrimaryLockState
-    /// What made it certain.
+    /// What made it certain, if it was the fence of a host.
     var method: FenceMethod?
     /// Hosts of which that is not certain.
     var unproven: [HostName] = []
@@ -99,7 +99,7 @@ extension PairSituation {
         }
         let elsewhere = record.possibleHolders(besides: me).filter { !fencing.lockTells(of: $0) }
         guard let first = elsewhere.first else {
-            return PrimaryEvidence(lock: .free, method: record.primaryGone ?? .primaryLock)
+            return PrimaryEvidence(lock: .free)
         }
         let unproven = elsewhere.filter { !fencing.proves($0, record) }
         guard let host = unproven.first else {

@@ -73,10 +73,7 @@ extension PairDecision {
         let evidence = situation.evidence(record)
         switch evidence.lock {
         case .free:
-            switch evidence.method {
-            case nil, .primaryLock, .ownHost: return [.claimPromotion(next)]
-            case .some(let method): return [.claimFenced(next, method)]
-            }
+            return [evidence.method.map { .claimFenced(next, $0) } ?? .claimPromotion(next)]
         case .held where record.promotionRequested && record.promoting == nil:
             // A user gives the old primary up. The claim fences it through its generation, and the
             // promotion still waits for the lock.

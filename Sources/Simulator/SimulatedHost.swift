@@ -72,6 +72,9 @@ struct SimulatedRuntime {
     /// That operation is a claim.
     var isClaiming = false
     var waitingToldAt: UInt64?
+    /// Writes about the pair in the second that began then.
+    var writes = 0
+    var writesSince: UInt64 = 0
     /// The last generation under which this start of ftvmd has claimed.
     var claimed: Generation?
 }

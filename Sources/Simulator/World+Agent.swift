@@ -304,6 +304,7 @@ extension World {
             agent.runtimes[pair].driver = .none
         } else {
             agent.runtimes[pair].isWriting = true
+            checkRest(host, agent, pair, action)
             agent.runtimes[pair].isClaiming =
                 FailoverBudget.need(of: [action], nil, me: host.name) == .promotion
             ask(host, agent, .read(pair: pair, action))

@@ -76,6 +76,20 @@ extension World {
         }
     }
 
+    /// No host writes about a pair without end. A failover and all that follows are some ten writes.
+    func checkRest(
+        _ host: SimulatedHost, _ agent: SimulatedAgent, _ pair: Int, _ action: PairAction
+    ) {
+        if now - agent.runtimes[pair].writesSince > ms(1_000) {
+            agent.runtimes[pair].writesSince = now
+            agent.runtimes[pair].writes = 0
+        }
+        agent.runtimes[pair].writes += 1
+        check(
+            agent.runtimes[pair].writes <= 40,
+            "\(pairs[pair].name): \(host.name) writes again and again: \(action)")
+    }
+
     /// Nobody who is healthy, and is not cut off from anybody, is called dead, whatever became of
     /// the accuser.
     func checkAccusation(of other: Int, by host: SimulatedHost) {
