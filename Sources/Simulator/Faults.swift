@@ -5,6 +5,7 @@ import PairLogic
 enum Fault: CustomStringConvertible {
     case crash(Int)
     case pause(Int, UInt64)
+    case pauseAll(UInt64)
     case killAgent(Int)
     case killQEMU(Int, Int)
     case slow(Int)
@@ -29,6 +30,7 @@ enum Fault: CustomStringConvertible {
         switch self {
         case .crash(let host): "h\(host + 1) crashes"
         case .pause(let host, let time): "h\(host + 1) stands still for \(time / 1_000_000) ms"
+        case .pauseAll(let time): "everything stands still for \(time / 1_000_000) ms"
         case .killAgent(let host): "ftvmd on h\(host + 1) is killed"
         case .killQEMU(let host, let pair): "the QEMU of pair \(pair + 1) on h\(host + 1) is killed"
         case .slow(let host): "h\(host + 1) is slow"
@@ -62,7 +64,8 @@ extension World {
         while true {
             at += random.time(1, 2 * shape.meanFaultNanoseconds)
             guard at < end else { return }
-            let duration = min(random.time(ms(50), ms(random.chance(300) ? 12_000 : 3_000)), end - at)
+            let longest: UInt64 = shape.focus == .cutOff || random.chance(300) ? 12_000 : 3_000
+            let duration = min(random.time(ms(50), ms(longest)), end - at)
             let fault = randomFault(duration)
             queue.push(.fault(fault), at: at)
             queue.push(.repair(fault), at: at + duration)
@@ -89,9 +92,36 @@ extension World {
         let host = random.below(hosts.count)
         let other = (host + 1 + random.below(hosts.count - 1)) % hosts.count
         let pair = random.below(pairs.count)
+        if let focus = shape.focus {
+            switch focus {
+            case .cutOff:
+                switch random.below(8) {
+                case 0..<3: return .cutOff(host)
+                case 3..<5: return .isolateAndStoreCut(host)
+                case 5: return .poolLost(other)
+                case 6: return .storeDown
+                default: return .device(host, DeviceMode.fails.rawValue)
+                }
+            case .pauses:
+                switch random.below(4) {
+                case 0: return .pause(host, duration)
+                case 1: return .isolate(host)
+                case 2: return .slow(host)
+                default: return .pauseAll(duration)
+                }
+            case .lies:
+                switch random.below(5) {
+                case 0: return .cutOff(host)
+                case 1: return .isolateAndStoreCut(host)
+                case 2: return .pause(host, duration)
+                default: return .device(host, DeviceMode.lies.rawValue)
+                }
+            }
+        }
         switch random.below(100) {
         case 0..<16: return .crash(host)
-        case 16..<26: return .pause(host, duration)
+        case 16..<25: return .pause(host, duration)
+        case 25..<26: return .pauseAll(duration)
         case 26..<34: return .killAgent(host)
         case 34..<40: return .killQEMU(primaryHost(pair) ?? host, pair)
         case 40..<44: return .slow(host)
@@ -122,19 +152,22 @@ extension World {
 
     func begin(_ fault: Fault) {
         say(nil, "-- \(fault)")
+        trouble(fault, +1)
         switch fault {
         case .crash(let host):
-            trouble(host)
             killHost(host)
         case .pause(let host, let time):
-            trouble(host, until: now + time)
+            troubledUntil[host] = now + time
             if hosts[host].isUp { hosts[host].pausedUntil = now + time }
+        case .pauseAll(let time):
+            // The machine under all of them, say: nobody has missed anything of anybody.
+            for host in hosts where host.isUp {
+                host.pausedUntil = max(host.pausedUntil, now + time + random.time(0, ms(30)))
+            }
         case .killAgent(let host):
-            trouble(host)
             killAgent(host)
         case .killQEMU(let host, let pair): killQEMU(hosts[host], pair)
         case .slow(let host):
-            trouble(host, until: Self.untilRepaired)
             hosts[host].slowness = 1 + UInt64(random.below(12))
         case .cut, .isolate, .split, .isolateAndStoreCut, .cutOff, .loss, .delay:
             networkFault(fault, +1)
@@ -143,8 +176,8 @@ extension World {
         case .storeCut(let host): storeCuts[host] += 1
         case .poolLost(let host): losePool(host)
         case .beatsLost(let host):
-            trouble(host, until: Self.untilRepaired)
             hosts[host].beatsInPool = false
+            poolTroubledUntil[host] = now
         case .device(let host, let mode): deviceModes[host] = DeviceMode(rawValue: mode) ?? .works
         case .confirmDead(let host): confirmDead(host)
         case .wallJump(let host, let time): hosts[host].wallOffset += time
@@ -153,15 +186,13 @@ extension World {
     }
 
     func repair(_ fault: Fault) {
+        trouble(fault, -1)
         switch fault {
         case .crash(let host):
-            trouble(host)
             startHost(host)
         case .killAgent(let host):
-            trouble(host)
             startAgent(host)
         case .slow(let host):
-            trouble(host)
             hosts[host].slowness = 1
         case .cut, .isolate, .split, .isolateAndStoreCut, .cutOff, .loss, .delay:
             networkFault(fault, -1)
@@ -169,27 +200,34 @@ extension World {
         case .storeSlow: storeDelay = 0
         case .storeCut(let host): storeCuts[host] = max(0, storeCuts[host] - 1)
         case .poolLost(let host):
-            trouble(host)
             hosts[host].isPoolVisible = true
+            poolTroubledUntil[host] = now
         case .beatsLost(let host):
-            trouble(host)
             hosts[host].beatsInPool = true
+            poolTroubledUntil[host] = now
         case .device(let host, _): deviceModes[host] = .works
-        case .pause, .killQEMU, .confirmDead, .wallJump, .askForPromotion: return
+        case .pause, .pauseAll, .killQEMU, .confirmDead, .wallJump, .askForPromotion: return
         }
         say(nil, "-- over: \(fault)")
     }
 
-    private static let untilRepaired: UInt64 = .max / 2
-
     /// Until it has settled again, nobody can be blamed for calling it dead.
-    private func trouble(_ host: Int, until: UInt64? = nil) {
-        troubledUntil[host] = until == nil ? now : max(troubledUntil[host], until ?? now)
+    private func trouble(_ fault: Fault, _ change: Int) {
+        switch fault {
+        case .crash(let host), .killAgent(let host), .slow(let host), .poolLost(let host),
+            .beatsLost(let host), .pause(let host, _):
+            troubles[host] = max(0, troubles[host] + change)
+            troubledUntil[host] = max(troubledUntil[host], now)
+        case .cut, .isolate, .split, .isolateAndStoreCut, .cutOff, .loss, .delay:
+            networkTroubles = max(0, networkTroubles + change)
+            networkTroubledUntil = now
+        default: break
+        }
     }
 
     private func losePool(_ index: Int) {
-        trouble(index, until: Self.untilRepaired)
         hosts[index].isPoolVisible = false
+        poolTroubledUntil[index] = now
         // Its QEMUs stand on memory that is not there any more: SIGBUS.
         for pair in pairs.indices
         where hosts[index].qemus[pair].map({ $0.generation != nil || $0.mode == .waiting }) ?? false {
@@ -198,7 +236,6 @@ extension World {
     }
 
     private func networkFault(_ fault: Fault, _ change: Int) {
-        networkTroubledUntil = change > 0 ? .max - ms(10_000) : now
         func cut(_ from: Int, _ to: Int) {
             let link = from * hosts.count + to
             cuts[link] = max(0, cuts[link] + change)
@@ -220,6 +257,7 @@ extension World {
             isolate(host)
             storeCuts[host] = max(0, storeCuts[host] + change)
             hosts[host].beatsInPool = change < 0
+            poolTroubledUntil[host] = now
         case .split(let side):
             for from in hosts.indices {
                 for to in hosts.indices where side[from] != side[to] { cut(from, to) }
@@ -241,11 +279,11 @@ extension World {
             hosts[index].isPoolVisible = true
             hosts[index].beatsInPool = true
             hosts[index].pausedUntil = min(hosts[index].pausedUntil, now)
-            trouble(index)
+            (troubles[index], troubledUntil[index]) = (0, now)
             startHost(index)
             startAgent(index)
         }
         (lossPerMille, extraDelay, storeDelay, isStoreUp) = (0, 0, 0, true)
-        networkTroubledUntil = now
+        (networkTroubles, networkTroubledUntil) = (0, now)
     }
 }

@@ -19,6 +19,8 @@ package enum PlantedBug: String, Sendable, CaseIterable {
     case selfFenceLate
     /// Our own delay is held against the others.
     case ownDelayAccuses
+    /// Who is silent on one way is dead.
+    case oneWayIsDeath
     /// Records are written without compare-and-swap.
     case noCompareAndSwap
     /// A claim does not raise the generation.

@@ -4,6 +4,8 @@ import PairLogic
 /// The cluster of one run.
 package struct Shape: Sendable {
     package enum Kernels: String, Sendable { case shared, own, mixed }
+    /// A seed's faults may be of one sort only, to search where a defect would show.
+    package enum Focus: String, Sendable, CaseIterable { case cutOff, pauses, lies }
     /// How a host may be fenced.
     package struct Fences: Sendable {
         package var libvirt = false
@@ -16,6 +18,7 @@ package struct Shape: Sendable {
     package var kernels: [Int] = []
     package var fences: [Fences] = []
     package var isFast = false
+    package var focus: Focus?
     package var timing: ClusterTiming
     package var budget = FailoverBudget()
     /// Length of the phase with faults, and the mean time between two faults, in nanoseconds.
@@ -72,7 +75,13 @@ package struct Shape: Sendable {
                     libvirt: random.chance(400), agent: random.chance(600),
                     selfFence: random.chance(500))
         }
+        if random.chance(200) { shape.focus = Focus.allCases[random.below(3)] }
         shape.meanFaultNanoseconds = ms([600, 1_500, 1_500, 4_000][random.below(4)])
+        if shape.focus == .cutOff {
+            // Nothing but the self-fence stands between two primaries.
+            shape.meanFaultNanoseconds = ms(2_000)
+            for host in 0..<hosts { shape.fences[host] = Fences(selfFence: true) }
+        }
         if hosts > 10 {
             shape.faultyNanoseconds = ms(8_000)
             shape.healingNanoseconds = ms(120_000)

@@ -104,6 +104,7 @@ extension World {
     private func begin(
         _ action: FenceAction, _ host: SimulatedHost, _ agent: SimulatedAgent, _ target: Int
     ) {
+        if case .remove = action, bug == .proofOutlivesIncarnation { return }
         switch action {
         case .rest:
             agent.plans[target] = nil

@@ -90,13 +90,17 @@ extension World {
             "\(pairs[pair].name): \(host.name) writes again and again: \(action)")
     }
 
-    /// Nobody who is healthy, and is not cut off from anybody, is called dead, whatever became of
-    /// the accuser.
+    /// Nobody who is healthy, and is to be heard on one way at least, is called dead, whatever became
+    /// of the accuser.
     func checkAccusation(of other: Int, by host: SimulatedHost) {
         let accused = hosts[other]
         let quiet = ms(4_000)
-        guard accused.isUp, accused.agent != nil, now >= networkTroubledUntil + quiet,
-            now >= troubledUntil[other] + quiet, isStoreUp, host.isPoolVisible
+        let isNetworkWell = networkTroubles == 0 && now >= networkTroubledUntil + quiet
+        let isPoolWell =
+            accused.beatsInPool && accused.isPoolVisible && host.isPoolVisible
+            && now >= max(poolTroubledUntil[other], poolTroubledUntil[host.index]) + quiet
+        guard accused.isUp, accused.agent != nil, troubles[other] == 0,
+            now >= troubledUntil[other] + quiet, isNetworkWell || isPoolWell
         else { return }
         check(false, "\(host.name) takes \(accused.name) for dead, which is well")
     }

@@ -70,7 +70,10 @@ package final class World {
     var liedIncarnation: [UInt64]
 
     // For the rule that nobody healthy is called dead.
+    var troubles: [Int]
     var troubledUntil: [UInt64]
+    var poolTroubledUntil: [UInt64]
+    var networkTroubles = 0
     var networkTroubledUntil: UInt64 = 0
 
     package internal(set) var violations: [String] = []
@@ -102,7 +105,9 @@ package final class World {
         backedNotes = notes
         deviceModes = Array(repeating: .works, count: count)
         liedIncarnation = Array(repeating: 0, count: count)
-        troubledUntil = Array(repeating: 0, count: count)
+        troubles = Array(repeating: 0, count: count)
+        troubledUntil = troubles.map { _ in 0 }
+        poolTroubledUntil = troubledUntil
         killedAt = Array(repeating: nil, count: count)
         for index in 0..<shape.pairs {
             let name = PairName(shape.pairs == 1 ? "demo" : "vm\(index + 1)")
@@ -248,6 +253,7 @@ package final class World {
             ? Detector.Configuration.fast(ways: ways)
             : Detector.Configuration(
                 ways: ways, leasePeriodNanoseconds: shape.timing.renewalNanoseconds)
+        if bug == .oneWayIsDeath { configuration.ways = [.store, .udp] }
         if bug == .ownDelayAccuses { configuration.periodsUntilLate = 1_000_000 }
         let clock = host.clock(now)
         let peers = Set(hosts.filter { $0.kernel == host.kernel }.map(\.name))
