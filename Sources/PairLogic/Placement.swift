@@ -75,7 +75,7 @@ package struct Placement: Sendable, Hashable {
     package init(_ need: PlacementNeed, hosts: [HostName: HostView]) {
         var fitting: [(host: HostName, view: HostView)] = []
         var rejected: [Rejection] = []
-        for (host, view) in hosts.sorted(by: { $0.key < $1.key }) {
+        for (host, view) in hosts {
             if let reason = Placement.rejection(of: host, view, need) {
                 rejected.append(Rejection(host: host, reason: reason))
             } else {
@@ -90,7 +90,7 @@ package struct Placement: Sendable, Hashable {
         }
         fitting.sort { rank($0.host, $0.view) < rank($1.host, $1.view) }
         self.candidates = fitting.map(\.host)
-        self.rejected = rejected
+        self.rejected = rejected.sorted { $0.host < $1.host }
     }
 
     private static func rejection(

@@ -89,3 +89,13 @@ package struct Shape: Sendable {
         return shape
     }
 }
+
+extension Shape {
+    /// The same with a fence agent for every host.
+    package func fencedByAgents() -> Shape {
+        var shape = self
+        for host in 0..<hosts { shape.fences[host].agent = true }
+        if hosts > 10 { shape.healingNanoseconds = ms(120_000) }
+        return shape
+    }
+}

@@ -100,7 +100,8 @@ extension World {
             accused.beatsInPool && accused.isPoolVisible && host.isPoolVisible
             && now >= max(poolTroubledUntil[other], poolTroubledUntil[host.index]) + quiet
         guard accused.isUp, accused.agent != nil, troubles[other] == 0,
-            now >= troubledUntil[other] + quiet, isNetworkWell || isPoolWell
+            accused.pausedUntil <= now + ms(40), now >= troubledUntil[other] + quiet,
+            isNetworkWell || isPoolWell
         else { return }
         check(false, "\(host.name) takes \(accused.name) for dead, which is well")
     }
