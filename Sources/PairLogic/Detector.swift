@@ -132,6 +132,9 @@ package struct Detector: Sendable {
         host == me ? .online : known[host]?.state
     }
 
+    /// Which start of the host's ftvmd the state is about; nil: it was never heard.
+    package func incarnation(of host: HostName) -> UInt64? { known[host]?.incarnation }
+
     /// When the host was last seen to beat (put off by our own delays), for `ftvm hosts`.
     package func lastBeat(of host: HostName) -> MonotonicInstant? {
         known[host]?.tracks.map(\.lastBeat).max().map { MonotonicInstant(nanoseconds: $0) }

@@ -20,6 +20,8 @@ package struct FenceSituation: Sendable, Hashable {
     package var hosts: [HostName: HostState]
     /// The target's incarnation as registered in the store; nil: it never was.
     package var incarnation: UInt64?
+    /// The incarnation that the detector's word is about (`Detector.incarnation(of:)`).
+    package var judgedIncarnation: UInt64?
     package var record: FenceRecord?
     /// Some pair cannot go on without it (`PairSituation.fencesNeeded`).
     package var isNeeded: Bool
@@ -31,13 +33,14 @@ package struct FenceSituation: Sendable, Hashable {
 
     package init(
         me: HostName, target: HostName, hosts: [HostName: HostState], incarnation: UInt64?,
-        record: FenceRecord?, isNeeded: Bool, hasSelfFence: Bool, ownIncarnation: UInt64,
+        judgedIncarnation: UInt64?, record: FenceRecord?, isNeeded: Bool, hasSelfFence: Bool, ownIncarnation: UInt64,
         ownQEMUs: Int
     ) {
         self.me = me
         self.target = target
         self.hosts = hosts
         self.incarnation = incarnation
+        self.judgedIncarnation = judgedIncarnation
         self.record = record
         self.isNeeded = isNeeded
         self.hasSelfFence = hasSelfFence
@@ -81,6 +84,8 @@ package enum FenceDecision {
         guard let record = situation.record, record.incarnation == situation.incarnation else {
             guard let incarnation = situation.incarnation, situation.isNeeded,
                 situation.hosts[situation.target] == .dead,
+                // One that has only just registered has not been heard yet, and is not silent.
+                situation.judgedIncarnation.map({ $0 >= incarnation }) ?? true,
                 order(situation, nil).first == situation.me
             else { return [.rest] }
             return [.mark(incarnation: incarnation)]

@@ -107,7 +107,7 @@ extension PairSituation {
         }
         let status = fencing.waiting[host]
         return PrimaryEvidence(
-            lock: .unknown, unproven: unproven, reason: status ?? "it has not begun",
+            lock: .unknown, unproven: unproven, reason: status ?? "not begun yet",
             isShared: status != nil)
     }
 

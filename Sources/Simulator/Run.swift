@@ -78,3 +78,26 @@ extension World {
         }
     }
 }
+
+extension World {
+    /// The times from the death of a host to each claim for a pair of its primaries, with a proof
+    /// that is there at once (the fence is not what is measured), in nanoseconds of virtual time.
+    package static func decisionTimes(
+        killing host: Int, shape: Shape, seed: UInt64
+    ) throws(FtvmError) -> [UInt64] {
+        var shape = shape
+        shape.budget = FailoverBudget(promotions: shape.pairs, reprotections: 4)
+        let world = World(shape: shape, seed: seed)
+        world.instantProof = true
+        for pair in world.pairs.indices {
+            world.startDomain(pair, on: host)
+            world.enable(pair, on: host)
+        }
+        world.settle(within: ms(60_000), "not protected")
+        world.run(until: world.now + world.random.time(ms(100), ms(400)))
+        world.killedAt[host] = world.now
+        world.begin(.crash(host))
+        world.run(until: world.now + ms(3_000))
+        return world.violations.isEmpty ? world.decisionTimes : []
+    }
+}

@@ -99,3 +99,20 @@ extension Shape {
         return shape
     }
 }
+
+extension Shape {
+    /// Faults of one sort only, in a cluster in which they matter.
+    package mutating func focus(on focus: Focus) {
+        self.focus = focus
+        faultyNanoseconds = ms(25_000)
+        meanFaultNanoseconds = ms(1_500)
+        kernels = Array(0..<hosts)
+        for host in 0..<hosts {
+            switch focus {
+            case .cutOff: fences[host] = Fences(selfFence: true)
+            case .pauses: fences[host] = Fences(agent: true)
+            case .lies: fences[host] = Fences(agent: true)
+            }
+        }
+    }
+}

@@ -91,6 +91,7 @@ extension World {
                 me: host.name, target: hosts[target].name,
                 hosts: agent.ledger.hosts.mapValues(\.state),
                 incarnation: agent.incarnations[target] > 0 ? agent.incarnations[target] : nil,
+                judgedIncarnation: agent.detector.incarnation(of: hosts[target].name),
                 record: record, isNeeded: agent.needsFence[target],
                 hasSelfFence: shape.fences[target].selfFence && agent.armed[target],
                 ownIncarnation: agent.incarnation, ownQEMUs: guests(host))
@@ -192,7 +193,8 @@ extension World {
         say(host, "fence of \(hosts[target].name): \(action)")
         switch action {
         case .run(let device, let token):
-            let time = isNoisy ? random.time(ms(100), ms(1_200)) : ms(500)
+            var time = isNoisy ? random.time(ms(100), ms(1_200)) : ms(500)
+            if instantProof { time = 0 }
             let isStuck = deviceModes[target] == .hangs
             if isStuck {
                 // It may still do what it was asked for, long after it was given up.

@@ -84,9 +84,11 @@ package final class World {
     package internal(set) var steps: UInt64 = 0
     /// How often things happened, for the report.
     package internal(set) var counts: [String: Int] = [:]
-    /// Longest time from a host's death to the claim of a promotion, where nothing else was wrong.
+    /// When a host was killed, and how long after that promotions of its pairs were claimed.
     var killedAt: [UInt64?]
-    package internal(set) var decisionTimes: [UInt64] = []
+    var decisionTimes: [UInt64] = []
+    /// Fence agents answer at once.
+    var instantProof = false
 
     package init(shape: Shape, seed: UInt64, bug: PlantedBug? = nil) {
         self.shape = shape
