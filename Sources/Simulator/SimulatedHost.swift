@@ -167,6 +167,9 @@ enum SimulatedStep {
     case go(Generation)
     case commitAfterPromotion
     case lastCommit, endQEMU
+    /// The source of a switchover waits for the target's claim, so many times yet.
+    case awaitClaim(Int)
+    case arm, awaitLock
     case ungraft
     case removeSegmentUnlessNamed, removeSegment, deleteRecord
     case driver(DriverState)

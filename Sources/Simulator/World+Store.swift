@@ -135,7 +135,7 @@ extension World {
         tellWatchers()
     }
 
-    private func write(_ pair: Int, _ change: RecordChange, _ host: SimulatedHost) {
+    func write(_ pair: Int, _ change: RecordChange, _ host: SimulatedHost) {
         switch change {
         case .none, .outdated: return
         case .delete(let event):

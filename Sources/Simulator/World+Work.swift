@@ -29,7 +29,9 @@ extension World {
                     .driver(.running),
                 ], nil
             )
-        case .handOver: return (.handingOver, [.lastCommit, .endQEMU, .driver(.none)], nil)
+        case .handOver:
+            return (.handingOver, [.lastCommit, .endQEMU, .driver(.none), .awaitClaim(8)], nil)
+        case .awaitHandOver: return (.awaitingHandOver, [.arm, .awaitLock], nil)
         case .startDisabling: return (.disabling, [.ungraft, .driver(.none)], nil)
         case .cleanUpStale: return (.cleaningUp, [.endQEMU, .driver(after)], nil)
         case .removeSegment: return (.cleaningUp, [.removeSegmentUnlessNamed], nil)
@@ -52,7 +54,9 @@ extension World {
             case .startWaiting: ms(300)
             case .graft, .endQEMU: ms(40)
             case .load, .takeLock, .rollBack: ms(10)
-            case .driver: ms(1)
+            case .driver, .arm: ms(1)
+            case .awaitClaim: ms(40)
+            case .awaitLock: ms(10)
             default: ms(5)
             }
         let time = isNoisy ? random.time(usual / 4, usual * 2) : usual
@@ -81,7 +85,7 @@ extension World {
 
     private func mayFail(_ step: SimulatedStep) -> Bool {
         switch step {
-        case .driver, .endQEMU, .removeSegment, .deleteRecord, .removeSegmentUnlessNamed: false
+        case .awaitClaim, .arm, .awaitLock, .driver, .endQEMU, .removeSegment, .deleteRecord, .removeSegmentUnlessNamed: false
         default: true
         }
     }
@@ -116,6 +120,8 @@ extension World {
             ordinaryStep(step, host, agent, pair)
         case .takeLock, .raiseSegment, .rollBack, .load, .lastLook, .go, .commitAfterPromotion:
             promotionStep(step, host, agent, pair)
+        case .arm, .awaitLock, .awaitClaim:
+            switchoverStep(step, host, agent, pair)
         case .removeSegmentUnlessNamed:
             if isStoreReachable(host), pairs[pair].record == nil { pairs[pair].segment = nil }
         case .removeSegment:
@@ -126,6 +132,35 @@ extension World {
                 case .delete = PairAction.finishDisable.change(to: present, by: host.name)
             else { return }
             write(pair, nil)
+        }
+    }
+
+    private func switchoverStep(
+        _ step: SimulatedStep, _ host: SimulatedHost, _ agent: SimulatedAgent, _ pair: Int
+    ) {
+        guard isStoreReachable(host), let record = pairs[pair].record else { return }
+        func write(_ action: PairAction) {
+            self.write(pair, action.change(to: record, by: host.name), host)
+        }
+        switch step {
+        case .arm: write(.armSwitchover)
+        case .awaitClaim(let left):
+            if left > 0, record.promoting == nil, record.switchover != nil {
+                agent.runtimes[pair].steps = [.awaitClaim(left - 1)]
+            }
+        default:
+            var now = situation(host, agent, pair)
+            now.record = record
+            guard now.awaitsHandOver else { return write(.disarmSwitchover) }
+            let claim = PairAction.claimPromotion(record.generation.next)
+            // Where the lock tells nothing of the source, its own word is waited for.
+            guard now.primaryLock == .free, now.fencing.allows(claim, on: record, by: host.name)
+            else {
+                agent.runtimes[pair].steps = [.awaitLock]
+                return
+            }
+            write(claim)
+            agent.runtimes[pair].claimed = record.generation.next
         }
     }
 
