@@ -30,7 +30,8 @@ package struct FailoverBudget: Sendable, Hashable {
     }
 
     /// What these actions would need; nil: nothing that is rationed.
-    package static func need(of actions: [PairAction], _ record: PairRecord?, me: HostName) -> Use? {
+    package static func need(of actions: [PairAction], _ record: PairRecord?, me: HostName) -> Use?
+    {
         for action in actions {
             switch action {
             case .claimPromotion, .claimFenced, .claimByHand, .promote: return .promotion
@@ -43,7 +44,9 @@ package struct FailoverBudget: Sendable, Hashable {
     }
 
     /// Whether a pair that holds `own` may do what needs `need`, when `used` is held in all.
-    package func admits(_ need: Use?, own: Use?, used: (promotions: Int, reprotections: Int)) -> Bool {
+    package func admits(_ need: Use?, own: Use?, used: (promotions: Int, reprotections: Int))
+        -> Bool
+    {
         guard let need, need != own else { return true }
         switch need {
         case .promotion: return used.promotions < promotions

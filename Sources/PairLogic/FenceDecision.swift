@@ -33,7 +33,8 @@ package struct FenceSituation: Sendable, Hashable {
 
     package init(
         me: HostName, target: HostName, hosts: [HostName: HostState], incarnation: UInt64?,
-        judgedIncarnation: UInt64?, record: FenceRecord?, isNeeded: Bool, hasSelfFence: Bool, ownIncarnation: UInt64,
+        judgedIncarnation: UInt64?, record: FenceRecord?, isNeeded: Bool, hasSelfFence: Bool,
+        ownIncarnation: UInt64,
         ownQEMUs: Int
     ) {
         self.me = me

@@ -82,7 +82,8 @@ extension PairRecord {
     /// before an ordinary claim was proven gone when it was made.
     func possibleHolders(besides me: HostName) -> [HostName] {
         var holders = primaryGone == nil ? [primary] : []
-        if let promoting, promoting != primary { holders.append(promoting) }
+        // Also when it is the old primary's own host: what it promotes is another QEMU.
+        if let promoting, !holders.contains(promoting) { holders.append(promoting) }
         return holders.filter { $0 != me }
     }
 }

@@ -32,7 +32,9 @@ package struct Benchmark: Sendable {
         func situation(_ record: PairRecord, _ hosts: [HostName: HostView]) -> PairSituation {
             var local = LocalObservation()
             var lock = PrimaryLockState.free
-            if record.primary == me { (local.qemu, local.driver, lock) = (.running, .running, .heldHere) }
+            if record.primary == me {
+                (local.qemu, local.driver, lock) = (.running, .running, .heldHere)
+            }
             if record.secondary == me { (local.qemu, local.driver) = (.waiting, .running) }
             return PairSituation(
                 pair: record.name, record: record, me: me, hosts: hosts, local: local,

@@ -50,7 +50,8 @@ enum Fault: CustomStringConvertible {
         case .cutOff(let host): "h\(host + 1) is cut off from everything but its memory"
         case .device(let host, let mode): "the fence device of h\(host + 1) \(mode)"
         case .confirmDead(let host): "a person says that h\(host + 1) is off"
-        case .wallJump(let host, let time): "the wall clock of h\(host + 1) jumps by \(time / 1_000_000_000) s"
+        case .wallJump(let host, let time):
+            "the wall clock of h\(host + 1) jumps by \(time / 1_000_000_000) s"
         case .askForPromotion(let pair): "a promotion of pair \(pair + 1) is asked for"
         }
     }
@@ -157,8 +158,10 @@ extension World {
         case .crash(let host):
             killHost(host)
         case .pause(let host, let time):
-            troubledUntil[host] = now + time
-            if hosts[host].isUp { hosts[host].pausedUntil = now + time }
+            troubledUntil[host] = max(troubledUntil[host], now + time)
+            if hosts[host].isUp {
+                hosts[host].pausedUntil = max(hosts[host].pausedUntil, now + time)
+            }
         case .pauseAll(let time):
             // The machine under all of them, say: nobody has missed anything of anybody.
             for host in hosts where host.isUp {
@@ -230,7 +233,8 @@ extension World {
         poolTroubledUntil[index] = now
         // Its QEMUs stand on memory that is not there any more: SIGBUS.
         for pair in pairs.indices
-        where hosts[index].qemus[pair].map({ $0.generation != nil || $0.mode == .waiting }) ?? false {
+        where hosts[index].qemus[pair].map({ $0.generation != nil || $0.mode == .waiting }) ?? false
+        {
             killQEMU(hosts[index], pair)
         }
     }
@@ -278,8 +282,7 @@ extension World {
             hosts[index].slowness = 1
             hosts[index].isPoolVisible = true
             hosts[index].beatsInPool = true
-            hosts[index].pausedUntil = min(hosts[index].pausedUntil, now)
-            (troubles[index], troubledUntil[index]) = (0, now)
+            (troubles[index], troubledUntil[index]) = (0, max(now, hosts[index].pausedUntil))
             startHost(index)
             startAgent(index)
         }

@@ -62,7 +62,9 @@ extension World {
             good = missing == nil ? good + 1 : 0
             if good == 4 { return }
             userStartsWhatIsOff()
-            if now > end, let missing { check(false, "\(what) after \(time / 1_000_000_000) s: \(missing)") }
+            if now > end, let missing {
+                check(false, "\(what) after \(time / 1_000_000_000) s: \(missing)")
+            }
         }
     }
 

@@ -59,7 +59,9 @@ package struct Shape: Sendable {
     package static func random(_ seed: UInt64) throws(FtvmError) -> Shape {
         var random = SeededGenerator(seed: seed &* 0x2545_f491_4f6c_dd1d &+ 1)
         let size = random.below(1_000)
-        let hosts = size < 950 ? 3 + random.below(3) : size < 998 ? 6 + random.below(5) : 11 + random.below(40)
+        let hosts =
+            size < 950
+            ? 3 + random.below(3) : size < 998 ? 6 + random.below(5) : 11 + random.below(40)
         let pairs = hosts > 10 ? hosts * (1 + random.below(10)) : 1 + random.below(5)
         let kernels: Kernels = [.shared, .own, .own, .own, .mixed][random.below(5)]
         var shape = try Shape(

@@ -7,7 +7,9 @@ extension World {
 
     /// QEMUs of pairs here that may write or may come to.
     private func guests(_ host: SimulatedHost) -> Int {
-        pairs.indices.count { host.qemus[$0].map { $0.generation != nil || $0.mode == .waiting } ?? false }
+        pairs.indices.count {
+            host.qemus[$0].map { $0.generation != nil || $0.mode == .waiting } ?? false
+        }
     }
 
     func endEverything(_ host: SimulatedHost, _ agent: SimulatedAgent, _ pair: Int) {
@@ -238,7 +240,9 @@ extension World {
             if isReachable {
                 say(there, "-- libvirt ends its QEMUs")
                 for pair in pairs.indices
-                where there.qemus[pair].map({ $0.generation != nil || $0.mode == .waiting }) ?? false {
+                where there.qemus[pair].map({ $0.generation != nil || $0.mode == .waiting })
+                    ?? false
+                {
                     killQEMU(there, pair)
                 }
             } else {

@@ -87,7 +87,8 @@ extension World {
             reply(operation, .done)
         case .read(let pair, let action):
             let view = FencingView(
-                kernelPeers: host.agent?.fencing.kernelPeers, fences: storedFences.compactMap(\.self),
+                kernelPeers: host.agent?.fencing.kernelPeers,
+                fences: storedFences.compactMap(\.self),
                 incarnations: incarnationsByName(storedIncarnations))
             reply(
                 operation,
@@ -105,7 +106,8 @@ extension World {
         case .fence(let target, let action, let lease):
             let change = action.change(
                 to: storedFences[target], target: hosts[target].name,
-                incarnation: storedIncarnations[target], leaseHasMoved: storedLeases[target] != lease,
+                incarnation: storedIncarnations[target],
+                leaseHasMoved: storedLeases[target] != lease,
                 by: host.name)
             store(change, target, host)
             reply(operation, .fence(target: target, action, change))
@@ -163,7 +165,8 @@ extension World {
             guard let agent = host.agent, !agent.isWatching else { continue }
             agent.isWatching = true
             let delay = isNoisy ? random.time(ms(1), ms(8)) : ms(1)
-            queue.push(.watch(host: host.index, agent: agent.number), at: now + delay + storeDelay / 4)
+            queue.push(
+                .watch(host: host.index, agent: agent.number), at: now + delay + storeDelay / 4)
         }
     }
 

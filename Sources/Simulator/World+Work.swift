@@ -85,7 +85,9 @@ extension World {
 
     private func mayFail(_ step: SimulatedStep) -> Bool {
         switch step {
-        case .awaitClaim, .arm, .awaitLock, .driver, .endQEMU, .removeSegment, .deleteRecord, .removeSegmentUnlessNamed: false
+        case .awaitClaim, .arm, .awaitLock, .driver, .endQEMU, .removeSegment, .deleteRecord,
+            .removeSegmentUnlessNamed:
+            false
         default: true
         }
     }

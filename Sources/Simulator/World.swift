@@ -231,6 +231,7 @@ package final class World {
     func startHost(_ index: Int) {
         guard !hosts[index].isUp else { return }
         hosts[index].isUp = true
+        troubledUntil[index] = max(troubledUntil[index], now)
         say(hosts[index], "-- starts")
         startAgent(index)
     }

@@ -6,7 +6,8 @@ struct SimulateCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "ftvm-simulate",
         abstract: "Runs the cluster's decisions in virtual time, with faults that a seed decides.",
-        discussion: "Prints the transcript of the first seed that breaks a rule; exits with 1 then.")
+        discussion: "Prints the transcript of the first seed that breaks a rule; exits with 1 then."
+    )
 
     @Option(help: "How many seeds to run.") var seeds: UInt64 = 1_000
     @Option(help: "The first seed; with --seeds 1 its transcript is printed.") var seed: UInt64 = 0
@@ -22,7 +23,7 @@ struct SimulateCommand: ParsableCommand {
             let known = PlantedBug.allCases.map(\.rawValue).joined(separator: ", ")
             throw ValidationError("there is no defect \(bug); there are \(known)")
         }
-        guard (hosts.map { (2...50).contains($0) } ?? true), seeds > 0,
+        guard hosts.map { (2...50).contains($0) } ?? true, seeds > 0,
             pairs.map({ (1...500).contains($0) }) ?? true
         else { throw ValidationError("2 to 50 hosts, 1 to 500 pairs, at least one seed") }
     }
@@ -59,7 +60,9 @@ struct SimulateCommand: ParsableCommand {
             if failures == 10 { break }
         }
         if counts {
-            for (what, count) in total.sorted(by: { $0.key < $1.key }) { print("\(count)\t\(what)") }
+            for (what, count) in total.sorted(by: { $0.key < $1.key }) {
+                print("\(count)\t\(what)")
+            }
         }
         print(
             "\(seeds) seeds, \(steps) steps, \(clock.now - begin), slowest healing "
