@@ -16,6 +16,7 @@ let package = Package(
         .executable(name: "ftvm", targets: ["ftvm"]),
         .executable(name: "ftvmd", targets: ["ftvmd"]),
         .executable(name: "ftvm-inject", targets: ["ftvm-inject"]),
+        .library(name: "ftvm-nbdkit-plugin", type: .dynamic, targets: ["NbdkitPlugin"]),
     ],
     dependencies: [
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.5.0"),
@@ -35,6 +36,8 @@ let package = Package(
         .systemLibrary(
             name: "CLibvirt", pkgConfig: "libvirt-qemu", providers: [.apt(["libvirt-dev"])]),
         .systemLibrary(name: "CNuma", providers: [.apt(["libnuma-dev"])]),
+
+        .systemLibrary(name: "CNbdkit", providers: [.apt(["nbdkit-plugin-dev"])]),
 
         .target(name: "Model", swiftSettings: strict),
         .target(
@@ -74,6 +77,11 @@ let package = Package(
             ],
             swiftSettings: strict),
         .target(name: "PairLogic", dependencies: ["Model"], swiftSettings: strict),
+        .target(name: "DiskLog", dependencies: ["Model", "CLinux"], swiftSettings: strict),
+        // nbdkit loads it into itself: it brings its own copy of Swift's runtime.
+        .target(
+            name: "NbdkitPlugin", dependencies: ["DiskLog", "Model", "CNbdkit"],
+            swiftSettings: strict, linkerSettings: [.unsafeFlags(["-static-stdlib"])]),
         .target(
             name: "Simulator", dependencies: ["Model", "PairLogic"], swiftSettings: strict),
         .target(
@@ -130,6 +138,15 @@ let package = Package(
             name: "cluster-test-helper",
             dependencies: ["Model", "ClusterStore", "Heartbeat", "Fencing"],
             path: "Tests/FencingTests/Helper", swiftSettings: strict),
+        .executableTarget(
+            name: "disk-crasher", dependencies: ["Model", "DiskLog", "CLinux"],
+            path: "Tests/DiskCrasher", swiftSettings: strict),
+        .executableTarget(
+            name: "ftvm-disk-bench", dependencies: ["Model", "DiskLog", "CLinux"],
+            path: "Tests/DiskBenchmark", swiftSettings: strict),
+        .testTarget(
+            name: "DiskLogTests", dependencies: ["Model", "DiskLog", "CLinux", "disk-crasher"],
+            swiftSettings: strict),
         .testTarget(
             name: "MemoryPoolTests",
             dependencies: ["Model", "MemoryPool", "CLinux", "segment-crasher"],

@@ -3,6 +3,7 @@
 #include "ftvm_crc32c.h"
 #include "ftvm_gate.h"
 #include "ftvm_fence.h"
+#include "ftvm_disk.h"
 #include "ftvm_lock.h"
 #include "ftvm_memory.h"
 #include "ftvm_namespace.h"
