@@ -141,9 +141,6 @@ let package = Package(
         .executableTarget(
             name: "disk-crasher", dependencies: ["Model", "DiskLog", "CLinux"],
             path: "Tests/DiskCrasher", swiftSettings: strict),
-        .executableTarget(
-            name: "ftvm-disk-bench", dependencies: ["Model", "DiskLog", "CLinux"],
-            path: "Tests/DiskBenchmark", swiftSettings: strict),
         .testTarget(
             name: "DiskLogTests", dependencies: ["Model", "DiskLog", "CLinux", "disk-crasher"],
             swiftSettings: strict),

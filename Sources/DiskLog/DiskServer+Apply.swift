@@ -130,20 +130,23 @@ private struct Group {
 }
 
 extension DiskServer {
-    /// Merges the records from `start` on, up to the first flush marker behind a write.
+    /// Merges the records from `start` on, up to the first flush marker behind a write and with the
+    /// markers that follow it.
     private func collectGroup(from start: UInt64, to limit: UInt64) -> Result<Group, Trouble> {
         for map in groups { map.removeAll() }
         var group = Group(end: start, dataEnd: 0)
+        var isComplete = false
         while group.end < limit, group.bytes < settings.groupBytes,
             group.end - start < settings.groupRecords
         {
             guard let record = log.record(group.end), record.generation <= generation else {
                 return .failure(Trouble(result: -EBADMSG, disk: -1))
             }
+            if isComplete, record.kind != .flush { break }
             group.dataEnd = record.dataPosition + record.dataBytes
             group.end += 1
             if record.kind == .flush {
-                if group.hasWrites, PlantedBug.active != .mergesAcrossFlush { break }
+                isComplete = group.hasWrites && PlantedBug.active != .mergesAcrossFlush
                 continue
             }
             if record.kind == .write {

@@ -74,26 +74,29 @@ package final class ServerSocket: @unchecked Sendable {
         guard listener >= 0 else { throw diskError(listener, "cannot listen at '\(path)'") }
         wake = ftvm_memory_eventfd()
         guard wake >= 0 else {
-            close(listener)
+            Glibc.close(listener)
             throw diskError(wake, "cannot make an eventfd")
         }
         server.notify = { [weak self] notice in self?.tell(notice) }
-        thread = try OwnThread("disk-control") { [weak self] in
-            // The owner joins this thread before it goes.
-            self?.serve()
-        }
+        thread = try OwnThread("disk-control") { [self] in serve() }
     }
 
-    deinit {
+    /// Ends it. Must be called: until then its thread keeps it alive.
+    package func close() {
         turn.lock()
+        let wasClosing = isClosing
         isClosing = true
         turn.unlock()
+        if wasClosing { return }
         var one: UInt64 = 1
         write(wake, &one, 8)
         thread?.join()
-        for client in clients { close(client) }
-        close(listener)
-        close(wake)
+        turn.lock()
+        for client in clients { Glibc.close(client) }
+        clients = []
+        turn.unlock()
+        Glibc.close(listener)
+        Glibc.close(wake)
     }
 
     private func tell(_ notice: DiskServer.Notice) {
@@ -128,7 +131,7 @@ package final class ServerSocket: @unchecked Sendable {
         if clients.count < ServerSocket.mostClients {
             clients.append(client)
         } else {
-            close(client)
+            Glibc.close(client)
         }
     }
 
@@ -139,7 +142,7 @@ package final class ServerSocket: @unchecked Sendable {
             turn.lock()
             clients.removeAll { $0 == client }
             turn.unlock()
-            close(client)
+            Glibc.close(client)
             return
         }
         if text == ServerMessage.bell {

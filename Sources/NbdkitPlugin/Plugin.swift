@@ -141,6 +141,7 @@ private enum Plugin {
     }
 
     static func stop() {
+        socket?.close()
         socket = nil
         server?.close()
         server = nil

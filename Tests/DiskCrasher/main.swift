@@ -7,6 +7,9 @@ import Model
 //   disk-crasher rounds DIRECTORY SEED ROUNDS BUG
 //   disk-crasher live DIRECTORY SEED PLAN FIRST GENERATION hand|itself DEATH BUG
 //   disk-crasher recover DIRECTORY POSITION GENERATION DEATH BUG
+//   disk-crasher scenario DIRECTORY NAME BUG       (see Scenarios.swift)
+//   disk-crasher create LOG DATA-MIB NAME=BYTES...  (a log for a real nbdkit)
+//   disk-crasher commits LOG CONTROL MILLISECONDS   (see Commits.swift)
 //
 // DEATH: the process kills itself at that many fault points. BUG: none, or a `PlantedBug`.
 
@@ -26,6 +29,8 @@ enum Crasher {
                 bug: PlantedBug.active)
             try rounds.run(number(arguments[3]))
         case ("live", 9):
+            // A guest that hangs is a mistake that was found.
+            alarm(20)
             let world = World(directory: arguments[1])
             var life = try Life(
                 world, plan: Plan(seed: number(arguments[2]), number: number(arguments[3])),
@@ -37,6 +42,17 @@ enum Crasher {
             Death.plan(try number(arguments[4]), try Progress(arguments[1]))
             try world.log().recover(
                 position: number(arguments[2]), generation: Generation(number(arguments[3])))
+        case ("create", 4...):
+            try Commits.create(
+                arguments[1], dataBytes: number(arguments[2]) << 20, Array(arguments[3...]))
+        case ("commits", 4):
+            var commits = try Commits(log: arguments[1], control: arguments[2])
+            try commits.run(milliseconds: number(arguments[3]))
+        case ("scenario", 4):
+            guard let story = Scenarios.all.first(where: { $0.name == arguments[2] }) else {
+                throw Trouble("no scenario '\(arguments[2])'")
+            }
+            try story.run(Scenarios(world: World(directory: arguments[1])))
         default:
             throw Trouble("arguments")
         }
