@@ -117,6 +117,7 @@ extension DiskLogFile {
         case heldNow = 768
         case failures = 832
         case waitingSince = 896
+        case durable = 960
     }
 
     private func pointer(_ word: Word) -> UnsafeMutablePointer<UInt64> {
@@ -157,6 +158,8 @@ extension DiskLogFile {
     package var sealed: UInt64 { self[.sealed] }
     /// Records below this are in the images and on stable storage.
     package var applied: UInt64 { self[.applied] }
+    /// Records below this are on stable storage: in the images, or in the journal beside them.
+    package var durable: UInt64 { max(self[.durable], applied) }
     /// One more than the last flush marker that packets have to wait for; 0: none.
     package var flushed: UInt64 { self[.flushed] }
     /// Whether the log asks for a commit before its time.
@@ -199,7 +202,7 @@ extension DiskLogFile {
 package struct DiskSeal: Hashable, Sendable, Codable {
     /// Goes into the commit record (`LogPositions.disk`): records before it belong to the commit.
     package var position: UInt64
-    /// The commit's packets may leave once `DiskLogFile.applied` has reached this.
+    /// The commit's packets may leave once `DiskLogFile.durable` has reached this.
     package var durableAt: UInt64
 }
 
@@ -221,7 +224,7 @@ extension DiskLogFile {
     }
 
     /// Whether the packets of a commit may leave as far as the disks are concerned.
-    package func isDurable(_ seal: DiskSeal) -> Bool { applied >= seal.durableAt }
+    package func isDurable(_ seal: DiskSeal) -> Bool { durable >= seal.durableAt }
 
     /// Set it before `stop` (and ring the bell): requests are not held any more, since the stop waits
     /// for them. Cleared before `cont`.

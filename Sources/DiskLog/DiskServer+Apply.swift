@@ -65,34 +65,48 @@ extension DiskServer {
             notify?(.fenced)
             return .fenced
         }
+        if !hasReplayed, let trouble = replayJournal() {
+            return failed(trouble.result, trouble.disk)
+        }
         let start = log.applied
         let limit = PlantedBug.active == .appliesUnsealed ? log.head : log.sealed
         guard start < limit else {
             log[.waitingSince] = 0
-            return .idle
+            return settleJournal()
         }
         if log[.waitingSince] == 0 { log[.waitingSince] = ftvm_disk_now() }
         guard evenIfYoung || isDue(start) else { return .idle }
-        switch collectGroup(from: start, to: limit) {
+        if let outcome = applyBatch(from: start, to: limit) { return outcome }
+        // An old batch must not be replayed over what is written now.
+        if let journal, journal.isValid, PlantedBug.active != .staleJournal {
+            let result = journal.clear()
+            if result != 0 { return failed(result, -1) }
+        }
+        switch collectGroup(from: start, to: limit, into: groups) {
         case .failure(let trouble): return failed(trouble.result, trouble.disk)
         case .success(let group):
             FaultPoint.reached("disklog.apply.verified")
             if group.hasWrites {
-                if let trouble = writeGroup() ?? synchronizeGroup(group) {
+                if let trouble = writeGroup() ?? synchronize(groups, group.end) {
                     return failed(trouble.result, trouble.disk)
                 }
             }
-            FaultPoint.reached("disklog.apply.synced")
-            log.raise(.applied, to: group.end)
-            FaultPoint.reached("disklog.apply.noted")
-            forgetGroup(group)
-            free(below: group.end, dataEnd: group.dataEnd)
-            log.add(group.bytes, to: .appliedBytes)
-            log[.failure] = 0
-            log[.waitingSince] = group.end < log.sealed ? ftvm_disk_now() : 0
-            notify?(.durable)
+            finish(group, groups)
             return .applied
         }
+    }
+
+    /// Notes what is in the images, and forgets it here.
+    private func finish(_ group: Group, _ maps: [ExtentMap]) {
+        FaultPoint.reached("disklog.apply.synced")
+        log.raise(.applied, to: group.end)
+        FaultPoint.reached("disklog.apply.noted")
+        forget(group, maps)
+        free(below: group.end, dataEnd: group.dataEnd)
+        log.add(group.bytes, to: .appliedBytes)
+        log[.failure] = 0
+        log[.waitingSince] = group.end < log.sealed ? ftvm_disk_now() : 0
+        notify?(.durable)
     }
 
     private func isDue(_ start: UInt64) -> Bool {
@@ -132,11 +146,13 @@ private struct Group {
 extension DiskServer {
     /// Merges the records from `start` on, up to the first flush marker behind a write and with the
     /// markers that follow it.
-    private func collectGroup(from start: UInt64, to limit: UInt64) -> Result<Group, Trouble> {
-        for map in groups { map.removeAll() }
+    private func collectGroup(
+        from start: UInt64, to limit: UInt64, bytes: UInt64 = .max, into maps: [ExtentMap]
+    ) -> Result<Group, Trouble> {
+        for map in maps { map.removeAll() }
         var group = Group(end: start, dataEnd: 0)
         var isComplete = false
-        while group.end < limit, group.bytes < settings.groupBytes,
+        while group.end < limit, group.bytes < min(bytes, settings.groupBytes),
             group.end - start < settings.groupRecords
         {
             guard let record = log.record(group.end), record.generation <= generation else {
@@ -156,7 +172,7 @@ extension DiskServer {
                 group.bytes += record.length
             }
             group.hasWrites = true
-            insert(record, into: groups[record.disk])
+            insert(record, into: maps[record.disk])
         }
         return .success(group)
     }
@@ -213,12 +229,12 @@ extension DiskServer {
         return result
     }
 
-    private func synchronizeGroup(_ group: Group) -> Trouble? {
-        if PlantedBug.active == .appliedBeforeSync { log.raise(.applied, to: group.end) }
+    private func synchronize(_ maps: [ExtentMap], _ end: UInt64) -> Trouble? {
+        if PlantedBug.active == .appliedBeforeSync { log.raise(.applied, to: end) }
         FaultPoint.reached("disklog.apply.all-written")
-        for (disk, map) in groups.enumerated() where map.count > 0 {
-            if PlantedBug.active == .syncsOneDisk, disk + 1 < groups.count,
-                groups[(disk + 1)...].contains(where: { $0.count > 0 })
+        for (disk, map) in maps.enumerated() where map.count > 0 {
+            if PlantedBug.active == .syncsOneDisk, disk + 1 < maps.count,
+                maps[(disk + 1)...].contains(where: { $0.count > 0 })
             {
                 continue
             }
@@ -232,9 +248,9 @@ extension DiskServer {
 
     /// Takes the group out of the index; newer writes to the same bytes stay. In slices, so that
     /// nobody waits long.
-    private func forgetGroup(_ group: Group) {
+    private func forget(_ group: Group, _ maps: [ExtentMap]) {
         let below = PlantedBug.active == .forgetsNewer ? UInt64.max : group.end
-        for (disk, map) in groups.enumerated() where map.count > 0 {
+        for (disk, map) in maps.enumerated() where map.count > 0 {
             var position: UInt64 = 0
             var done = false
             while !done {
@@ -254,5 +270,120 @@ extension DiskServer {
                 }
             }
         }
+    }
+}
+
+// MARK: - Batches
+
+extension DiskServer {
+    /// A plugin that was killed may have left a batch half in the images. Applying its groups once
+    /// more, one after the other, would take the images back through states that no power cut could
+    /// leave: the batch is brought in whole, and counts as applied.
+    private func replayJournal() -> Trouble? {
+        guard let journal, PlantedBug.active != .forgetsJournal else {
+            hasReplayed = true
+            return nil
+        }
+        do {
+            try journal.settle()
+            if let batch = try journal.batch() {
+                try journal.apply(batch) { name in
+                    // The disks are the log's own: `activate` has compared the identities.
+                    guard let index = log.disks.firstIndex(where: { $0.name == name }) else {
+                        throw FtvmError(.internalError, "no disk '\(name)'")
+                    }
+                    return images[index]
+                }
+                FaultPoint.reached("disklog.journal.replayed")
+                if batch.end > log.applied { finishReplay(batch.end) }
+            }
+        } catch {
+            return Trouble(result: -EIO, disk: -1)
+        }
+        hasReplayed = true
+        return nil
+    }
+
+    private func finishReplay(_ end: UInt64) {
+        log.raise(.applied, to: end)
+        FaultPoint.reached("disklog.journal.noted")
+        indexLock.write {
+            for index in indexes { index.remove(0, .max, below: end) }
+        }
+        // Of a record there is only where its data begin; behind the last one the end is known.
+        free(below: end, dataEnd: end < log.head ? log.record(end)?.dataPosition ?? 0 : 0)
+    }
+
+    /// All is applied: the images alone are enough again.
+    private func settleJournal() -> Application {
+        guard let journal, journal.isValid, PlantedBug.active != .staleJournal else { return .idle }
+        let result = journal.clear()
+        return result == 0 ? .idle : failed(result, -1)
+    }
+
+    /// Several groups, when so many wait that one batch through the journal is cheaper. nil: apply
+    /// the next group by itself.
+    private func applyBatch(from start: UInt64, to limit: UInt64) -> Application? {
+        guard let journal else { return nil }
+        for map in batchMaps { map.removeAll() }
+        var batch = Group(end: start, dataEnd: 0)
+        var ends: [UInt64] = []
+        while batch.end < limit, batch.bytes < journal.limits.dataBytes,
+            batchMaps.reduce(0, { $0 + $1.count }) < journal.limits.entries / 2,
+            batch.end - start < settings.groupRecords
+        {
+            let end: UInt64
+            let left = journal.limits.dataBytes - batch.bytes
+            switch collectGroup(from: batch.end, to: limit, bytes: left, into: groups) {
+            case .failure(let trouble):
+                if ends.isEmpty { return failed(trouble.result, trouble.disk) }
+                end = batch.end
+            case .success(let group):
+                // A group that was cut off at `limit` or by its size is one all the same.
+                batch.dataEnd = group.dataEnd
+                batch.bytes += group.bytes
+                batch.hasWrites = batch.hasWrites || group.hasWrites
+                end = group.end
+            }
+            if end == batch.end { break }
+            for (disk, map) in groups.enumerated() {
+                map.forEach(0, .max) { batchMaps[disk].insert($0) }
+            }
+            batch.end = end
+            ends.append(end)
+        }
+        guard ends.count >= settings.batchGroups else { return nil }
+        FaultPoint.reached("disklog.batch.collected")
+        var entries: [DiskJournal.Entry] = []
+        for (disk, map) in batchMaps.enumerated() {
+            map.forEach(0, .max) { entries.append(DiskJournal.Entry(disk: disk, extent: $0)) }
+        }
+        guard entries.count <= journal.limits.entries else { return nil }
+        let result = journal.write(entries, of: log, batch: start..<batch.end)
+        if result != 0 { return failed(result, -1) }
+        log.add(1, to: .syncs)
+        log.raise(.durable, to: batch.end)
+        FaultPoint.reached("disklog.batch.durable")
+        notify?(.durable)
+        return writeBatch(batch, from: start, ends)
+    }
+
+    /// Group by group, so that the images are no worse than after a power cut should only the
+    /// processes die; one sync at the end.
+    private func writeBatch(_ batch: Group, from start: UInt64, _ ends: [UInt64]) -> Application {
+        var position = start
+        for end in ends {
+            switch collectGroup(from: position, to: end, into: groups) {
+            case .failure(let trouble): return failed(trouble.result, trouble.disk)
+            case .success(let group): precondition(group.end == end, "the same group again")
+            }
+            if let trouble = writeGroup() { return failed(trouble.result, trouble.disk) }
+            position = end
+        }
+        if let trouble = synchronize(batchMaps, batch.end) {
+            return failed(trouble.result, trouble.disk)
+        }
+        finish(batch, batchMaps)
+        return .applied
     }
 }

@@ -22,6 +22,9 @@ package final class DiskServer: @unchecked Sendable {
         package var retryMilliseconds = 1000
         package var groupBytes: UInt64 = 32 << 20
         package var groupRecords: UInt64 = 8192
+        /// From so many groups on a batch goes through the journal, if there is one: it costs two
+        /// syncs, and each group by itself one.
+        package var batchGroups = 3
         /// Whether a thread of its own applies; tests apply by hand.
         package var appliesByItself = true
         package init() {}
@@ -57,7 +60,10 @@ package final class DiskServer: @unchecked Sendable {
     @exclusivity(unchecked) private var recordTail: UInt64 = 0
 
     // Of the applier's thread alone.
+    let journal: DiskJournal?
+    @exclusivity(unchecked) var hasReplayed = false
     let groups: [ExtentMap]
+    let batchMaps: [ExtentMap]
     @exclusivity(unchecked) var pieces: [iovec] = []
     /// When an image last refused; monotonic nanoseconds.
     @exclusivity(unchecked) var failedAt: UInt64 = 0
@@ -70,14 +76,21 @@ package final class DiskServer: @unchecked Sendable {
 
     private let chunkBytes: UInt64
 
-    /// - Parameter images: in the order of the log's disks.
-    package init(log: DiskLogFile, images: [any DiskImage], settings: Settings = Settings()) {
+    /// - Parameters:
+    ///   - images: in the order of the log's disks.
+    ///   - journal: without one every group is synced by itself.
+    package init(
+        log: DiskLogFile, images: [any DiskImage], journal: DiskJournal? = nil,
+        settings: Settings = Settings()
+    ) {
         precondition(images.count == log.disks.count, "an image for every disk of the log")
         self.log = log
         self.images = images
+        self.journal = journal
         self.settings = settings
         indexes = images.map { _ in ExtentMap() }
         groups = images.map { _ in ExtentMap() }
+        batchMaps = images.map { _ in ExtentMap() }
         let sixteenth = log.header.dataBytes / 16 / 4096 * 4096
         chunkBytes = min(LogFormat.largestChunkBytes, max(sixteenth, 4096))
     }
@@ -111,6 +124,12 @@ package final class DiskServer: @unchecked Sendable {
         // Whoever raised it meanwhile did so to fence us.
         try requireGeneration(generation)
         for image in images { image.forgetCache() }
+        if let batch = try journal?.batch(), batch.identity != log.header.identity {
+            throw FtvmError(
+                .failedPrecondition, "the disk journal is another log's",
+                cause: "it holds writes that its images may lack",
+                advice: "replay that journal first, or remove it if its images are of no use")
+        }
         try rebuildIndex()
         self.lock = lock
         self.generation = generation.number
@@ -399,7 +418,7 @@ extension DiskServer {
             FaultPoint.reached("disklog.flush.published")
         }
         log[.usedBytes] = dataHead - dataTail
-        if isFullerThan(half: true, dataHead, head) { wantCommit() }
+        if isFullerThan(half: true, dataHead, head), isMostlyUnsealed { wantCommit() }
         return 0
     }
 
@@ -470,9 +489,19 @@ extension DiskServer {
                 log.add(1, to: .heldNow)
                 FaultPoint.reached("disklog.append.held")
             }
-            wantCommit()
+            // While sealed records wait, the storage is what is slow: a commit makes no room.
+            if log.applied >= log.sealed || isMostlyUnsealed { wantCommit() }
             appending.wait(milliseconds: 50)
         }
+    }
+
+    /// Whether a quarter of the log waits for a commit: only that is a reason to want one early.
+    private var isMostlyUnsealed: Bool {
+        let sealed = log.sealed
+        guard sealed < head else { return false }
+        if head - sealed > log.header.recordCapacity / 4 { return true }
+        guard let first = log.record(sealed) else { return false }
+        return dataHead - first.dataPosition > log.header.dataBytes / 4
     }
 
     /// Asks ftvmd for a commit, once until it has made one.
@@ -485,7 +514,7 @@ extension DiskServer {
     func free(below sequence: UInt64, dataEnd: UInt64) {
         appending.lock()
         recordTail = sequence
-        dataTail = max(dataTail, dataEnd)
+        dataTail = sequence == head ? dataHead : max(dataTail, dataEnd)
         log[.usedBytes] = dataHead - dataTail
         appending.broadcast()
         appending.unlock()

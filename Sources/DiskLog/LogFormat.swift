@@ -67,6 +67,8 @@ package struct LogHeader: Hashable, Sendable {
     package static let mostDisks = 16
 
     package let uuid: [UInt8]
+    /// A random number: this log and no other, also of the same VM.
+    package let identity: UInt64
     package let fileBytes: UInt64
     package let recordCapacity: UInt64
     package let dataOffset: UInt64
@@ -77,7 +79,7 @@ package struct LogHeader: Hashable, Sendable {
     private enum Place {
         static let magic = 0, majorVersion = 8, minorVersion = 12, uuid = 16, fileBytes = 32
         static let recordsOffset = 40, recordCapacity = 48, dataOffset = 56, dataBytes = 64
-        static let generation = 72, diskCount = 80, disks = 96, diskBytes = 64
+        static let generation = 72, diskCount = 80, identity = 88, disks = 96, diskBytes = 64
         static let diskSize = 32, diskFlags = 40, crc = 4092
     }
 
@@ -112,6 +114,7 @@ package struct LogHeader: Hashable, Sendable {
                 "give at least \(LogFormat.smallestDataBytes)")
         }
         uuid = specification.uuid
+        identity = UInt64.random(in: .min ... .max)
         dataBytes = specification.dataBytes / 4096 * 4096
         recordCapacity = dataBytes / LogFormat.dataBytesPerRecord
         let recordsEnd = LogFormat.recordsOffset + recordCapacity * UInt64(LogFormat.recordBytes)
@@ -149,6 +152,7 @@ package struct LogHeader: Hashable, Sendable {
         put(dataBytes, Place.dataBytes)
         put(creationGeneration.number, Place.generation)
         put(UInt32(disks.count), Place.diskCount)
+        put(identity, Place.identity)
         for (index, disk) in disks.enumerated() {
             let base = Place.disks + index * Place.diskBytes
             for (position, byte) in disk.name.utf8.enumerated() { put(byte, base + position) }
@@ -172,6 +176,9 @@ package struct LogHeader: Hashable, Sendable {
                     "without its log the disks are those of the images; see Documentation/Disks.md")
         }
         guard get(Place.magic) == LogFormat.magic else { throw damaged("wrong magic number") }
+        guard get(Place.crc) == ftvm_crc32c(0, page, Place.crc) else {
+            throw damaged("the header's CRC is wrong")
+        }
         let major: UInt32 = get(Place.majorVersion)
         guard major == LogFormat.majorVersion else {
             throw FtvmError(
@@ -179,10 +186,8 @@ package struct LogHeader: Hashable, Sendable {
                 cause: "this program knows \(LogFormat.majorVersion)",
                 advice: "use the version of ftvm that made it")
         }
-        guard get(Place.crc) == ftvm_crc32c(0, page, Place.crc) else {
-            throw damaged("the header's CRC is wrong")
-        }
         uuid = (0..<16).map { get(Place.uuid + $0) }
+        identity = get(Place.identity)
         fileBytes = get(Place.fileBytes)
         recordCapacity = get(Place.recordCapacity)
         dataOffset = get(Place.dataOffset)

@@ -54,6 +54,12 @@ package enum PlantedBug: String, CaseIterable, Sendable {
     case ignoresGeneration
     /// Does not rebuild the index from the log.
     case startsEmpty
+    /// Says durable before the journal is synced.
+    case journalNotSynced
+    /// Leaves an old batch in the journal while younger writes reach the images.
+    case staleJournal
+    /// Starts without a look into the journal.
+    case forgetsJournal
     /// A flush of one disk holds no packets.
     case forgetsFlush
 

@@ -8,6 +8,7 @@ import Model
 //
 //   log=PATH          the log; or log-fd=N, a descriptor that nbdkit inherited
 //   disk=NAME:PATH    an image, once for every disk of the log, in any order
+//   journal=PATH      a file on the images' storage (DiskJournal); optional
 //   control=PATH      the socket to listen on for ftvmd; optional
 //   generation=N      become the writer at once; without it the server waits to be told
 //
@@ -18,6 +19,7 @@ private enum Plugin {
     nonisolated(unsafe) static var log: DiskLogFile?
     nonisolated(unsafe) static var paths: [(name: String, path: String)] = []
     nonisolated(unsafe) static var control: String?
+    nonisolated(unsafe) static var journal: DiskJournal?
     nonisolated(unsafe) static var generation: Generation?
     nonisolated(unsafe) static var images: [FileImage] = []
     nonisolated(unsafe) static var server: DiskServer?
@@ -56,13 +58,15 @@ private enum Plugin {
             paths.append((String(value[..<colon]), String(value[value.index(after: colon)...])))
         case "control":
             control = value
+        case "journal":
+            journal = try DiskJournal.open(value)
         case "generation":
             guard let number = UInt64(value), number <= Generation.maximum else {
                 throw wrong(key, value, "give a number")
             }
             generation = Generation(number)
         default:
-            throw wrong(key, value, "known are log, log-fd, disk, control and generation")
+            throw wrong(key, value, "known are log, log-fd, disk, journal, control and generation")
         }
     }
 
@@ -89,7 +93,7 @@ private enum Plugin {
     static func start() throws {
         guard let log else { return }
         try log.populate()
-        let server = DiskServer(log: log, images: images)
+        let server = DiskServer(log: log, images: images, journal: journal)
         self.server = server
         if let control { socket = try ServerSocket(server, path: control) }
         if let generation { try server.activate(generation) }
@@ -167,7 +171,7 @@ public func pluginInit() -> UnsafeMutableRawPointer? {
     plugin.config_help = UnsafePointer(
         strdup(
             "log=PATH (or log-fd=N), disk=NAME:PATH for every disk,\n"
-                + "control=PATH, generation=N"))
+                + "journal=PATH, control=PATH, generation=N"))
     plugin.errno_is_preserved = 0
     addLifeCycle(&plugin)
     addFacts(&plugin)

@@ -22,10 +22,15 @@ enum Death {
         _ = body()
     }
 
-    static func plan(_ count: UInt64, _ progress: Progress) {
-        remaining = count
+    /// - Parameter when: `N`: at the n-th fault point whatever it is; `POINT:N`: at the n-th time
+    ///   that this one is reached.
+    static func plan(_ when: String, _ progress: Progress) throws {
+        let parts = when.split(separator: ":").map(String.init)
+        let wanted = parts.count == 2 ? parts[0] : nil
+        remaining = try Crasher.number(parts.last ?? "")
         self.progress = progress
         FaultPoint.hook = { point in
+            if let wanted, wanted != point { return }
             let before = withUnsafeMutablePointer(to: &Death.remaining) {
                 ftvm_atomic_fetch_add_u64($0, .max)
             }
@@ -51,7 +56,7 @@ struct Life {
 
     init(_ world: World, plan: Plan, generation: Generation, byItself: Bool) throws {
         progress = try Progress(world.directory)
-        server = try world.server(appliesByItself: byItself)
+        server = try world.server(appliesByItself: byItself, journaled: true)
         self.plan = plan
         byHand = !byItself
         count = progress.answered
@@ -84,7 +89,8 @@ struct Life {
 
     /// Runs the plan from an operation on, to its end.
     mutating func run(from first: Int) throws {
-        try makeRoom()
+        // No commit yet: QEMU repeats first what was under way when the plugin died.
+        while byHand, isCrowded, server.log.applied < server.log.sealed { try applyOnce() }
         for index in first..<plan.operations.count {
             progress.begun = count + 1
             let operation = plan.operations[index]
@@ -97,7 +103,7 @@ struct Life {
             if case .commit = operation { try commit() }
             // ftvmd is asked for one.
             if server.log.wantsCommit { try commit() }
-            try makeRoom()
+            if byHand { try makeRoom() }
             release()
         }
         FaultPoint.hook = nil
@@ -155,7 +161,7 @@ struct Life {
 
     /// A guest that writes faster than its storage: nobody but this thread would make room.
     private mutating func makeRoom() throws {
-        while byHand, isCrowded {
+        while isCrowded {
             if server.log.sealed < server.log.head { try commit() }
             try applyOnce()
         }

@@ -24,6 +24,8 @@ struct Rounds {
     private var restarts = 0
     private var failovers = 0
     private var powerCuts = 0
+    private var replays = 0
+    private var wasReplaying = false
 
     init(directory: String, seed: UInt64, bug: PlantedBug?) throws {
         world = World(directory: directory)
@@ -38,7 +40,9 @@ struct Rounds {
     /// Throws `Violation` at the first thing that cannot be.
     mutating func run(_ rounds: Int) throws {
         for _ in 0..<rounds { try round() }
-        say("rounds \(rounds) restarts \(restarts) failovers \(failovers) power-cuts \(powerCuts)")
+        say(
+            "rounds \(rounds) restarts \(restarts) failovers \(failovers) power-cuts \(powerCuts) "
+                + "replays \(replays)")
         for (point, count) in deaths.sorted(by: { $0.key < $1.key }) {
             say("death \(point) \(count)")
         }
@@ -60,17 +64,24 @@ struct Rounds {
 
     // MARK: Living
 
+    /// Whether a plugin that starts now finds a batch to replay. While it does the images alone are
+    /// nothing, also when only processes die.
+    private func hasJournal() throws -> Bool {
+        try World.journal(on: try world.journalImage()).batch() != nil
+    }
+
     private mutating func live() throws {
         if next >= plan.operations.count { beginPlan() }
         let hBase = history.count
+        wasReplaying = try hasJournal()
         progress.begun = hBase
         progress.answered = hBase
         progress.lastBarrier = (history.lastIndex { $0.operation.isBarrier } ?? -1) + 1
-        let dies = Int.random(in: 1...700, using: &generator)
+        let dies = chooseDeath()
         let byItself = Int.random(in: 0..<4, using: &generator) == 0
         let ended = try Child.run([
             "live", world.directory, "\(seed)", "\(planNumber)", "\(next)", "\(generation)",
-            byItself ? "itself" : "hand", "\(dies)", bug?.rawValue ?? "none",
+            byItself ? "itself" : "hand", dies, bug?.rawValue ?? "none",
         ])
         switch ended {
         case .killed: deaths[progress.deathPoint, default: 0] += 1
@@ -81,6 +92,30 @@ struct Rounds {
             history.append(Event(operation: plan.operations[next], stamp: plan.stamp(next)))
             next += 1
         }
+    }
+
+    /// Where a life may end, besides anywhere.
+    private static let points = [
+        "disklog.append.data-copied", "disklog.append.record-written",
+        "disklog.append.head-published", "disklog.flush.published", "disklog.sealed.stored",
+        "disklog.apply.verified", "disklog.apply.written", "disklog.apply.zeroed",
+        "disklog.apply.all-written", "disklog.apply.one-synced", "disklog.apply.synced",
+        "disklog.apply.noted", "disklog.batch.collected", "disklog.batch.durable",
+        "disklog.journal.data-written", "disklog.journal.written", "disklog.journal.cleared",
+        "life.commit.sealed", "life.commit.published", "image.write.half", "image.sync.half",
+    ]
+    private static let pointsOfReplay = [
+        "disklog.journal.replayed", "disklog.journal.noted", "disklog.journal.cleared",
+        "image.write.half", "image.sync.half",
+    ]
+
+    private mutating func chooseDeath() -> String {
+        let list = wasReplaying ? Rounds.pointsOfReplay : Rounds.points
+        if Bool.random(using: &generator), let point = list.randomElement(using: &generator) {
+            let rare = wasReplaying || !point.hasPrefix("disklog.append")
+            return "\(point):\(Int.random(in: 1...(rare ? 6 : 200), using: &generator))"
+        }
+        return "\(Int.random(in: 1...700, using: &generator))"
     }
 
     private mutating func beginPlan() {
@@ -97,19 +132,29 @@ struct Rounds {
 
     // MARK: Judging
 
-    /// A power cut of everything: the images alone.
+    /// A power cut of everything: the images and the journal beside them.
     private mutating func judgeImages() throws {
         powerCuts += 1
         let images = try world.images()
+        // Only the processes die: what the kernel has, it still writes. No replay is needed.
+        if !wasReplaying {
+            try judge(images.enumerated().map { $1.stamps($0) }, "after a kill of everything")
+        }
+        let journal = try world.journalImage()
         for attempt in 0..<3 {
-            var dice = generator
-            let found = images.enumerated().map { disk, image in
-                image.afterPowerCut(disk) {
-                    attempt == 0 ? false : attempt == 1 || Bool.random(using: &dice)
-                }
+            var dice = SeededGenerator(seed: generator.next())
+            let keeps = { attempt == 0 ? false : attempt == 1 || Bool.random(using: &dice) }
+            let path = world.directory + "/cut"
+            let cut = try images.enumerated().map { disk, image in
+                try image.afterPowerCut(path + "\(disk)", keeps)
             }
-            _ = generator.next()
-            try judge(found, "after a power cut")
+            let cutJournal = World.journal(on: try journal.afterPowerCut(path + "-journal", keeps))
+            let replayed = try cutJournal.replay { name in
+                guard let index = Int(name.dropFirst(2)) else { throw Trouble(name) }
+                return cut[index]
+            }
+            if replayed { replays += 1 }
+            try judge(cut.enumerated().map { $1.stamps($0) }, "after a power cut")
         }
     }
 
@@ -214,7 +259,7 @@ struct Rounds {
 
     /// What a plugin shows that is started now.
     private func read(_ generation: Generation) throws -> [[UInt64?]] {
-        let server = try world.server(appliesByItself: false)
+        let server = try world.server(appliesByItself: false, journaled: true)
         try server.activate(generation)
         defer { server.close() }
         return try read(server)
@@ -235,18 +280,20 @@ struct Rounds {
 
     /// Applies all that is sealed: after a failover (or a commit) images and log are one.
     private mutating func settle() throws {
-        let server = try world.server(appliesByItself: false)
+        let server = try world.server(appliesByItself: false, journaled: true)
         try server.activate(generation)
         defer { server.close() }
         while true {
             let outcome = server.applyGroup(evenIfYoung: true)
             if outcome == .idle { break }
             guard outcome == .applied else { throw Trouble("applying: \(outcome)") }
+            // The first thing that it did was to replay.
+            wasReplaying = false
             try judgeImages()
         }
         guard server.log.applied == server.log.head else { return }
         let found = try world.images().enumerated().map { disk, image in
-            image.afterPowerCut(disk) { false }
+            try image.afterPowerCut(world.directory + "/cut\(disk)") { false }.stamps(disk)
         }
         if let text = mismatch(found, contents(after: history.count), []) {
             throw Trouble("after everything was applied: \(text)")

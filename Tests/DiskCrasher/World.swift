@@ -37,10 +37,13 @@ final class VolatileImage: DiskImage, @unchecked Sendable {
     var failure: Int32 = 0
     let canTrim = true
 
-    init(_ directory: String, disk: Int) throws {
-        let bytes = Plan.disks[disk] * sectorBytes
-        current = try SharedFile("\(directory)/disk\(disk).current", bytes: bytes)
-        stable = try SharedFile("\(directory)/disk\(disk).stable", bytes: bytes)
+    init(_ path: String, bytes: Int) throws {
+        current = try SharedFile(path + ".current", bytes: bytes)
+        stable = try SharedFile(path + ".stable", bytes: bytes)
+    }
+
+    convenience init(_ directory: String, disk: Int) throws {
+        try self.init("\(directory)/disk\(disk)", bytes: Plan.disks[disk] * sectorBytes)
     }
 
     func read(into target: UnsafeMutableRawBufferPointer, at offset: UInt64) -> Int32 {
@@ -90,14 +93,24 @@ final class VolatileImage: DiskImage, @unchecked Sendable {
     func forgetCache() {}
     func extent(at offset: UInt64) -> (isHole: Bool, end: UInt64) { (false, .max) }
 
-    /// The image after a power cut; `keeps` says of each unsynced sector whether it had reached the disk.
-    func afterPowerCut(_ disk: Int, _ keeps: () -> Bool) -> [UInt64?] {
-        (0..<Plan.disks[disk]).map { sector in
-            let offset = sector * sectorBytes
+    /// The image after a power cut; `keeps` says of each unsynced sector whether it had reached the
+    /// disk.
+    func afterPowerCut(_ path: String, _ keeps: () -> Bool) throws -> VolatileImage {
+        let cut = try VolatileImage(path, bytes: current.bytes)
+        for offset in stride(from: 0, to: current.bytes, by: sectorBytes) {
             let differs =
                 memcmp(current.address + offset, stable.address + offset, sectorBytes) != 0
             let source = differs && keeps() ? current.address : stable.address
-            return Sector.stamp(source + offset, disk: disk, sector: sector)
+            memcpy(cut.current.address + offset, source + offset, sectorBytes)
+        }
+        memcpy(cut.stable.address, cut.current.address, current.bytes)
+        return cut
+    }
+
+    /// The stamps that reads see.
+    func stamps(_ disk: Int) -> [UInt64?] {
+        (0..<Plan.disks[disk]).map {
+            Sector.stamp(current.address + $0 * sectorBytes, disk: disk, sector: $0)
         }
     }
 }
@@ -191,13 +204,29 @@ struct World {
         try Plan.disks.indices.map { try VolatileImage(directory, disk: $0) }
     }
 
+    private static let journalLimits = {
+        var limits = DiskJournal.Limits()
+        (limits.dataBytes, limits.entries) = (40 << 10, 128)
+        return limits
+    }()
+
+    func journalImage() throws -> VolatileImage {
+        try VolatileImage("\(directory)/journal", bytes: 128 << 10)
+    }
+
+    static func journal(on image: VolatileImage) -> DiskJournal {
+        DiskJournal(storage: image, limits: journalLimits)
+    }
+
     func log() throws -> DiskLogFile { try DiskLogFile(path: logPath) }
 
-    func server(appliesByItself: Bool) throws -> DiskServer {
+    func server(appliesByItself: Bool, journaled: Bool = false) throws -> DiskServer {
         var settings = DiskServer.Settings()
         settings.appliesByItself = appliesByItself
         settings.groupBytes = 20 << 10
         settings.lazyMilliseconds = 1
-        return DiskServer(log: try log(), images: try images(), settings: settings)
+        return DiskServer(
+            log: try log(), images: try images(),
+            journal: journaled ? World.journal(on: try journalImage()) : nil, settings: settings)
     }
 }

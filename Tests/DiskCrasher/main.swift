@@ -11,7 +11,7 @@ import Model
 //   disk-crasher create LOG DATA-MIB NAME=BYTES...  (a log for a real nbdkit)
 //   disk-crasher commits LOG CONTROL MILLISECONDS   (see Commits.swift)
 //
-// DEATH: the process kills itself at that many fault points. BUG: none, or a `PlantedBug`.
+// DEATH: N or POINT:N, when the process kills itself (see `Death.plan`). BUG: none, or a `PlantedBug`.
 
 enum Crasher {
     static func number<Number: FixedWidthInteger>(_ text: String) throws -> Number {
@@ -35,11 +35,11 @@ enum Crasher {
             var life = try Life(
                 world, plan: Plan(seed: number(arguments[2]), number: number(arguments[3])),
                 generation: Generation(number(arguments[5])), byItself: arguments[6] == "itself")
-            Death.plan(try number(arguments[7]), life.progress)
+            try Death.plan(arguments[7], life.progress)
             try life.run(from: number(arguments[4]))
         case ("recover", 6):
             let world = World(directory: arguments[1])
-            Death.plan(try number(arguments[4]), try Progress(arguments[1]))
+            try Death.plan(arguments[4], try Progress(arguments[1]))
             try world.log().recover(
                 position: number(arguments[2]), generation: Generation(number(arguments[3])))
         case ("create", 4...):
