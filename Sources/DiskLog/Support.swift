@@ -58,8 +58,8 @@ package enum PlantedBug: String, CaseIterable, Sendable {
     case journalNotSynced
     /// Leaves an old batch in the journal while younger writes reach the images.
     case staleJournal
-    /// Starts without a look into the journal.
-    case forgetsJournal
+    /// Believes what reads show of the journal, which may not be stable.
+    case journalNotSettled
     /// A flush of one disk holds no packets.
     case forgetsFlush
 

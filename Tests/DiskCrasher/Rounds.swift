@@ -74,7 +74,8 @@ struct Rounds {
         if next >= plan.operations.count { beginPlan() }
         let hBase = history.count
         wasReplaying = try hasJournal()
-        progress.begun = hBase
+        // What was under way in the life before may be in the log until it is repeated.
+        if progress.begun <= progress.answered { progress.begun = hBase }
         progress.answered = hBase
         progress.lastBarrier = (history.lastIndex { $0.operation.isBarrier } ?? -1) + 1
         let dies = chooseDeath()
