@@ -61,6 +61,10 @@ let package = Package(
             dependencies: ["Model", .product(name: "NIOSSL", package: "swift-nio-ssl")],
             swiftSettings: strict),
         .target(
+            name: "ConfigurationFiles",
+            dependencies: ["Model", .product(name: "TOMLKit", package: "TOMLKit")],
+            swiftSettings: strict),
+        .target(
             name: "ClusterStore",
             dependencies: [
                 "Model", "TransportSecurity", .product(name: "GRDB", package: "GRDB.swift"),
@@ -87,7 +91,8 @@ let package = Package(
         .target(
             name: "ControlAPI",
             dependencies: [
-                "Model", .product(name: "AsyncHTTPClient", package: "async-http-client"),
+                "Model", "TransportSecurity",
+                .product(name: "NIOSSL", package: "swift-nio-ssl"), .product(name: "AsyncHTTPClient", package: "async-http-client"),
             ],
             swiftSettings: strict),
         .target(
@@ -95,7 +100,10 @@ let package = Package(
             dependencies: [
                 "Model", "MemoryPool", "Hypervisor", "Protection", "ClusterStore", "Fencing",
                 "Heartbeat", "PairLogic", "ControlAPI",
+                "TransportSecurity",
                 .product(name: "Hummingbird", package: "hummingbird"),
+                .product(name: "HummingbirdCore", package: "hummingbird"),
+                .product(name: "HummingbirdTLS", package: "hummingbird"),
                 .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
                 .product(name: "TOMLKit", package: "TOMLKit"),
                 .product(name: "Logging", package: "swift-log"),
@@ -188,12 +196,20 @@ let package = Package(
             name: "FencingTests", dependencies: ["Model", "Fencing", "cluster-test-helper"],
             exclude: ["Helper", "Agents"], swiftSettings: strict),
         .testTarget(
+            name: "ConfigurationTests", dependencies: ["ConfigurationFiles", "Model"],
+            exclude: ["cluster.toml"], swiftSettings: strict),
+        .testTarget(
             name: "PairLogicTests", dependencies: ["Model", "PairLogic"], swiftSettings: strict),
         .testTarget(
             name: "SimulatorTests", dependencies: ["Model", "PairLogic", "Simulator"],
             resources: [.copy("Scenarios")], swiftSettings: strict),
         .testTarget(
-            name: "HostAgentTests", dependencies: ["Model", "HostAgent"], swiftSettings: strict),
+            name: "HostAgentTests",
+            dependencies: [
+                "Model", "HostAgent", "ControlAPI", "CertificateSupport", "TransportSecurity",
+                .product(name: "Hummingbird", package: "hummingbird"),
+            ],
+            swiftSettings: strict),
         .testTarget(
             name: "CommandsTests",
             dependencies: ["Commands", "ControlAPI", "MemoryPool", "Model"],

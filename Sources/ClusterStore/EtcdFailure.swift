@@ -4,6 +4,7 @@ import Model
 import NIOCore
 import NIOPosix
 import NIOSSL
+import TransportSecurity
 
 /// Why one request to one member came to nothing.
 struct EtcdFailure: Error, Sendable {
@@ -92,16 +93,14 @@ struct EtcdFailure: Error, Sendable {
 
     private init(tls text: String) {
         let advice =
-            if text.contains("CERTIFICATE_VERIFY_FAILED") || text.contains("unableToValidate")
-                || text.contains("failedToValidateHostname")
-            {
+            switch TLSFailure(words: text) {
+            case .peerIsNotTrusted:
                 "etcd's certificate must be signed by the configured authority and name the "
                     + "endpoint's address"
-            } else if text.contains("CERTIFICATE") || text.contains("UNKNOWN_CA") {
+            case .weAreNotTrusted:
                 "etcd does not accept this host's certificate: it must be signed by the authority "
                     + "that etcd trusts (--trusted-ca-file), for client authentication"
-            } else {
-                "check that the endpoint speaks TLS"
+            case .other: "check that the endpoint speaks TLS"
             }
         self.init(.notDone, "TLS: \(text)", advice: advice)
     }

@@ -4,8 +4,9 @@ import Synchronization
 
 /// The control API over a Unix socket.
 ///
-/// The socket is looked for at the first call and again after a call that got no answer, so that a long
-/// wait survives the death of the very host whose daemon was asked. Call `shutdown` in the end.
+/// The socket is looked for at the first call and again after a call that got no answer, so that a
+/// long wait survives the death of the very host whose daemon was asked. Call `shutdown` in the
+/// end.
 public final class ControlClient: ControlService {
     /// How long the client waits.
     public struct Timing: Sendable {
@@ -13,7 +14,8 @@ public final class ControlClient: ControlService {
         public var request: Duration
         /// For the first sign of life when one of a lab's several daemons is to be chosen.
         public var probe: Duration
-        /// How long a daemon that is slow to answer is alone in the race before the next one is asked.
+        /// How long a daemon that is slow to answer is alone in the race before the next one is
+        /// asked.
         public var stagger: Duration
         public init(
             request: Duration = .seconds(30), probe: Duration = .seconds(5),
@@ -29,12 +31,25 @@ public final class ControlClient: ControlService {
     private let timing: Timing
     private let http: HTTPClient
     private let chosen = Mutex<String?>(nil)
+    /// The one host that is asked, over the network; nil: a socket of this machine.
+    private let remote: RemoteHost?
 
-    public init(discovery: SocketDiscovery, timing: Timing = Timing()) {
+    /// Asks a host over the network, with mutual TLS.
+    public convenience init(remote: RemoteHost, timing: Timing = Timing()) {
+        self.init(discovery: SocketDiscovery(), timing: timing, remote: remote)
+    }
+
+    public convenience init(discovery: SocketDiscovery, timing: Timing = Timing()) {
+        self.init(discovery: discovery, timing: timing, remote: nil)
+    }
+
+    private init(discovery: SocketDiscovery, timing: Timing, remote: RemoteHost?) {
         self.discovery = discovery
         self.timing = timing
-        var configuration = HTTPClient.Configuration()
-        // A refused connection is an answer: the daemon is not there. Retrying is the caller's business.
+        self.remote = remote
+        var configuration = remote?.httpConfiguration ?? HTTPClient.Configuration()
+        // A refused connection is an answer: the daemon is not there. Retrying is the caller's
+        // business.
         configuration.connectionPool.retryConnectionEstablishment = false
         configuration.redirectConfiguration = .disallow
         self.http = HTTPClient(
@@ -157,7 +172,7 @@ public final class ControlClient: ControlService {
         within timeout: Duration
     ) async throws(FtvmError) -> Answer {
         var request = HTTPClientRequest(
-            url: "http+unix://" + ControlRoute.encode(socket) + path)
+            url: (remote?.url ?? "http+unix://" + ControlRoute.encode(socket)) + path)
         switch method {
         case .get: request.method = .GET
         case .post: request.method = .POST
@@ -180,6 +195,7 @@ public final class ControlClient: ControlService {
                 .timedOut, "ftvmd at \(socket) did not answer within \(timeout)",
                 advice: "its host may be frozen or overloaded: see 'ftvm hosts' from another host")
         } catch {
+            if let remote { throw remote.failure(error) }
             throw FtvmError(
                 .unavailable, "the connection to ftvmd at \(socket) failed", cause: "\(error)",
                 advice: "see whether it runs: 'systemctl status ftvmd', or 'ftvm lab status'")
@@ -190,13 +206,15 @@ public final class ControlClient: ControlService {
 extension ControlClient {
     /// The socket to use, looked for if none is known to answer.
     private func socketPath() async throws(FtvmError) -> String {
+        if let remote { return remote.url }
         if let known = chosen.withLock({ $0 }) { return known }
         let tried = discovery.candidates().map { ($0, SocketProbe(path: $0.path)) }
         let open = tried.filter { $0.1 == .accepts }.map(\.0)
         guard let first = open.first else { throw SocketDiscovery.error(tried) }
         let found: String
         if first.origin != .lab || open.count == 1 {
-            // The user's choice, this host's own daemon, or no choice: the request itself will tell.
+            // The user's choice, this host's own daemon, or no choice: the request itself will
+            // tell.
             found = first.path
         } else if let alive = await firstAlive(of: open.map(\.path)) {
             found = alive
@@ -207,8 +225,8 @@ extension ControlClient {
         return found
     }
 
-    /// The first daemon to answer. A frozen one accepts connections and never answers, so the next one
-    /// is asked while the first may still think.
+    /// The first daemon to answer. A frozen one accepts connections and never answers, so the next
+    /// one is asked while the first may still think.
     private func firstAlive(of paths: [String]) async -> String? {
         await withTaskGroup(of: String?.self) { group in
             for (index, path) in paths.enumerated() {

@@ -1,7 +1,7 @@
 import Crypto
 import Model
 
-/// A heartbeat between hosts on the network. 160 bytes, numbers big-endian:
+/// A heartbeat between hosts on the network. 168 bytes, numbers big-endian:
 ///
 /// ```text
 /// 0    "ftvmhbt1"
@@ -13,19 +13,20 @@ import Model
 /// 48   echo: its sequence number
 /// 56   echo: nanoseconds since it was heard
 /// 64   first 8 bytes of the SHA-256 of the recipient's name
-/// 72   length of the sender's name in bytes, 1...63
-/// 80   the sender's name, UTF-8, then zeros, 64 bytes
-/// 144  first 16 bytes of the HMAC-SHA-256 of all before, with the cluster's key
+/// 72   what the sender has to say to the recipient: a number of the daemon's own (`setNote`)
+/// 80   length of the sender's name in bytes, 1...63
+/// 88   the sender's name, UTF-8, then zeros, 64 bytes
+/// 152  first 16 bytes of the HMAC-SHA-256 of all before, with the cluster's key
 /// ```
 ///
 /// The echo tells a host whether it is heard: with one direction of a link cut, it hears others
 /// that do not hear it.
 struct UDPDatagram: Sendable, Hashable {
-    static let byteCount = 160
+    static let byteCount = 168
     private static let magic: UInt64 = 0x6674_766d_6862_7431
     private static let nameBytesMaximum = 63
-    private static let nameStart = 80
-    private static let codeStart = 144
+    private static let nameStart = 88
+    private static let codeStart = 152
 
     /// What was received of the recipient last.
     struct Echo: Sendable, Hashable {
@@ -39,6 +40,7 @@ struct UDPDatagram: Sendable, Hashable {
     var sequence: UInt64
     var sentNanoseconds: UInt64
     var echo: Echo?
+    var note: UInt64
 
     /// Why a datagram is not taken.
     enum Refusal: Error, Sendable {
@@ -83,7 +85,7 @@ struct UDPDatagram: Sendable, Hashable {
         let words = [
             Self.magic, seal.cluster, incarnation, sequence, sentNanoseconds,
             echo?.incarnation ?? 0, echo?.sequence ?? 0, echo?.ageNanoseconds ?? 0, recipient,
-            UInt64(sender.text.utf8.count),
+            note, UInt64(sender.text.utf8.count),
         ]
         for (index, word) in words.enumerated() {
             buffer.storeBytes(of: word.bigEndian, toByteOffset: 8 * index, as: UInt64.self)
@@ -118,7 +120,7 @@ struct UDPDatagram: Sendable, Hashable {
         }
         guard difference == 0 else { throw .forged }
         guard word(8) == recipient else { throw .misdirected }
-        let length = word(9)
+        let length = word(10)
         guard (1...UInt64(Self.nameBytesMaximum)).contains(length), word(2) != 0,
             let name = String(
                 validating: buffer[Self.nameStart..<(Self.nameStart + Int(length))], as: UTF8.self)
@@ -127,6 +129,7 @@ struct UDPDatagram: Sendable, Hashable {
         incarnation = word(2)
         sequence = word(3)
         sentNanoseconds = word(4)
+        note = word(9)
         echo =
             word(5) == 0
             ? nil : Echo(incarnation: word(5), sequence: word(6), ageNanoseconds: word(7))
@@ -134,12 +137,13 @@ struct UDPDatagram: Sendable, Hashable {
 
     init(
         sender: HostName, incarnation: UInt64, sequence: UInt64, sentNanoseconds: UInt64,
-        echo: Echo?
+        echo: Echo?, note: UInt64
     ) {
         self.sender = sender
         self.incarnation = incarnation
         self.sequence = sequence
         self.sentNanoseconds = sentNanoseconds
         self.echo = echo
+        self.note = note
     }
 }

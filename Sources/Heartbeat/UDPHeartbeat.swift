@@ -18,6 +18,8 @@ package struct HeartbeatArrival: Sendable, Hashable {
     /// What that host heard of us last, if of this incarnation of ours: whether we are heard, and
     /// how long ago.
     package let heardUs: Heard?
+    /// What that host's daemon has to say to ours (`UDPHeartbeat.setNote`); 0: nothing.
+    package let note: UInt64
 
     package struct Heard: Sendable, Hashable {
         package let sequence: UInt64
@@ -130,6 +132,10 @@ package final class UDPHeartbeat: Sendable {
         precondition(peers.count <= Self.peersMaximum)
         loop.setPeers(peers)
     }
+
+    /// A number to go to `host` with every heartbeat from now on, such as the newest of its own
+    /// heartbeats that was seen before the store was read. 0: none.
+    package func setNote(_ note: UInt64, for host: HostName) { loop.setNote(note, for: host) }
 
     package static let peersMaximum = 256
 

@@ -10,6 +10,7 @@ final class UDPHeartbeatLoop: @unchecked Sendable {
     private struct Shared {
         var peers: [HeartbeatPeer] = []
         var peersChanged = false
+        var notes: [HostName: UInt64] = [:]
         var counters = UDPHeartbeatCounters()
     }
 
@@ -63,6 +64,15 @@ final class UDPHeartbeatLoop: @unchecked Sendable {
         shared.withLock {
             $0.peers = peers
             $0.peersChanged = true
+            let names = Set(peers.map(\.host))
+            $0.notes = $0.notes.filter { names.contains($0.key) }
+        }
+    }
+
+    func setNote(_ note: UInt64, for host: HostName) {
+        shared.withLock { shared in
+            guard shared.peers.contains(where: { $0.host == host }) else { return }
+            shared.notes[host] = note
         }
     }
 
@@ -116,6 +126,7 @@ final class UDPHeartbeatLoop: @unchecked Sendable {
         sentAt[Int(sequence % UInt64(sentAt.count))] = time
         var sent: UInt64 = 0
         var failed: UInt64 = 0
+        let notes = shared.withLock { $0.notes }
         let bytes = UnsafeMutableRawBufferPointer(rebasing: buffer[..<UDPDatagram.byteCount])
         for entry in known {
             let echo =
@@ -126,7 +137,7 @@ final class UDPHeartbeatLoop: @unchecked Sendable {
                     ageNanoseconds: time - min(time, entry.heardNanoseconds))
             UDPDatagram(
                 sender: settings.host, incarnation: settings.incarnation, sequence: sequence,
-                sentNanoseconds: time, echo: echo
+                sentNanoseconds: time, echo: echo, note: notes[entry.peer.host] ?? 0
             ).write(to: bytes, recipient: entry.mark, seal: seal)
             let count = entry.peer.endpoint.with { address, length in
                 sendto(
@@ -189,7 +200,7 @@ final class UDPHeartbeatLoop: @unchecked Sendable {
                 host: datagram.sender, incarnation: datagram.incarnation,
                 sequence: datagram.sequence, arrivedNanoseconds: time,
                 sentNanoseconds: datagram.sentNanoseconds,
-                heardUs: datagram.echo.flatMap { heard($0, at: time) }))
+                heardUs: datagram.echo.flatMap { heard($0, at: time) }, note: datagram.note))
     }
 
     /// An echo of this incarnation of ours.

@@ -113,6 +113,11 @@ private func wait(
                 }
             }
         }
+        // What one has to say to another gets there, and only there.
+        hosts[0].setNote(4_711, for: HostName("h1"))
+        hosts[0].setNote(1, for: HostName("nobody"))
+        try await wait { heard[1].all.contains { $0.note == 4_711 && $0.host == HostName("h0") } }
+        #expect(heard[2].all.allSatisfy { $0.note == 0 })
         for host in hosts { host.stop() }
         for arrivals in heard {
             let all = arrivals.all
@@ -159,7 +164,7 @@ private func wait(
         }
 
         let good = try datagrams(of: "h2", count: 3)
-        #expect(good[0].count == 160)
+        #expect(good[0].count == 168)
         network.send(good[1], to: local)
         try await wait { host.counters.received == 1 }
         network.send(good[1], to: local)
@@ -175,7 +180,7 @@ private func wait(
         network.send(try datagrams(of: "h2", key: other)[0], to: local)
         try await wait { host.counters.forged == 1 }
         network.send(try datagrams(of: "h2", cluster: "another")[0], to: local)
-        for length in [0, 1, 159, 161, 512, 1_400] {
+        for length in [0, 1, 167, 169, 512, 1_400] {
             network.send(
                 Array((good[2] + [UInt8](repeating: 0, count: 1_400))[..<length]), to: local)
         }
