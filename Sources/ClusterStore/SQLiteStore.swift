@@ -53,11 +53,11 @@ package final class SQLiteStore: ClusterStore {
 
     /// Ends all watches and closes the file. Later calls throw `unavailable`.
     package func close() {
-        watcher.close()
+        watcher.close(wait: true)
         try? pool.close()
     }
 
-    deinit { watcher.close() }
+    deinit { watcher.close(wait: false) }
 
     // MARK: Keys
 

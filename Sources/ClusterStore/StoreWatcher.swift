@@ -33,6 +33,7 @@ final class StoreWatcher: Sendable {
 
     private let queue: DatabaseQueue
     private let state = Mutex(State())
+    private let ended = DispatchSemaphore(value: 0)
     private let signal: WriteSignal
     private let pollMilliseconds: Int
     private let rereadMilliseconds: Int
@@ -58,7 +59,11 @@ final class StoreWatcher: Sendable {
     }
 
     /// Ends every watch and the thread. May be called more than once.
-    func close() {
+    /// - Parameter wait: until the thread has closed its connection: the last one to be closed
+    /// holds
+    ///   the file for a moment, which must not surprise who opens it next. Not for ever, as a read
+    ///   may be stuck in the kernel.
+    func close(wait: Bool) {
         let watches = state.withLock { state in
             state.closed = true
             defer { state.watches = [:] }
@@ -66,6 +71,7 @@ final class StoreWatcher: Sendable {
         }
         for watch in watches.values { watch.continuation.finish() }
         signal.nudge()
+        if wait, ended.wait(timeout: .now() + .seconds(5)) == .success { ended.signal() }
     }
 
     /// Something was written here: look at once.
@@ -121,6 +127,7 @@ final class StoreWatcher: Sendable {
             fail(error)
         }
         try? queue.close()
+        ended.signal()
     }
 
     private func run(_ db: Database, _ dataVersion: Statement) {

@@ -183,9 +183,7 @@ package struct FenceAgent: HostFencer {
         var text = lines.first.map(String.init) ?? ""
         // Before it is cut: a secret that is cut in two would not be found.
         for secret in secrets { text = text.replacing(secret, with: "***") }
-        let printable = text.map {
-            $0.isASCII && !($0.asciiValue.map { $0 < 0x20 } ?? false) ? $0 : "?"
-        }
+        let printable = text.unicodeScalars.map { (" "..."~").contains($0) ? Character($0) : "?" }
         return String(printable.prefix(200))
     }
 

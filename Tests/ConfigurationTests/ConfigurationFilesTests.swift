@@ -84,7 +84,7 @@ private final class Directory {
     }
 
     @Test(arguments: [
-        ("hots = \"h1\"\n" + smallest, "test.toml, line 1: unknown key `hots`", "`host`"),
+        ("hots = \"h1\"\n" + smallest, "test.toml, line 1: unknown key `hots`", "`hosts`"),
         (smallest + "[heartbeat]\nprofle = \"fast\"", "line 6: unknown key `profle`", "`profile`"),
         (smallest + "kid = \"tmpfs\"", "line 5: unknown key `kid`", "`kind`"),
         (smallest + "[[fence]]\nhost = \"h1\"\nagent = \"a\"\nlevl = 2", "line 8", "`level`"),

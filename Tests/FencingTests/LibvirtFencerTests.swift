@@ -29,7 +29,7 @@ private final class FakeDaemon: LibvirtFenceConnection {
         if behaviour.withLock({ $0.hangs }) {
             // As a call over a dead link: not even cancelling ends it. Not for ever, for the test's
             // own sake.
-            for _ in 0..<20 {
+            for _ in 0..<300 {
                 try? await Task.detached { try await Task.sleep(for: .milliseconds(100)) }.value
             }
         }
@@ -82,7 +82,7 @@ private final class FakeDaemon: LibvirtFenceConnection {
         let start = ContinuousClock.now
         let (outcome, _) = await outcome { $0.hangs = true }
         #expect(outcome == .unproven(reason: "libvirt: no answer within 300 ms"))
-        #expect(start.duration(to: .now) < .seconds(1.5))
+        #expect(start.duration(to: .now) < .seconds(15))
     }
 
     @Test func noConnectionIsNoProof() async {

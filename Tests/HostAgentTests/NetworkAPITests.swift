@@ -11,6 +11,40 @@ import Synchronization
 import Testing
 import TransportSecurity
 
+/// Runs what blocks on a thread of its own: the server's tasks need those of the pool.
+private func blocking<Value: Sendable>(
+    _ body: @escaping @Sendable () throws -> Value
+) async throws -> Value {
+    try await withCheckedThrowingContinuation { continuation in
+        Thread { continuation.resume(with: Result { try body() }) }.start()
+    }
+}
+
+/// What the server answers to these very bytes, until one of both closes the connection: as openssl
+/// sees it.
+private func exchange(_ port: Int, _ words: [String], _ request: String) async throws -> String {
+    try await blocking {
+        let process = Process()
+        let output = Pipe()
+        let input = Pipe()
+        process.executableURL = URL(fileURLWithPath: "/usr/bin/timeout")
+        process.arguments =
+            ["20", "/usr/bin/openssl", "s_client", "-quiet", "-connect", "127.0.0.1:\(port)"]
+            + words
+        process.standardInput = input
+        process.standardOutput = output
+        process.standardError = FileHandle.nullDevice
+        // The other end may close before it has read all: no signal for that.
+        signal(SIGPIPE, SIG_IGN)
+        try process.run()
+        try? input.fileHandleForWriting.write(contentsOf: Data(request.utf8))
+        let text = String(
+            decoding: output.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
+        process.waitUntilExit()
+        return text
+    }
+}
+
 /// A server with one route, on loopback, until the test lets go of it.
 private final class Server: Sendable {
     private let task: Task<Void, any Error>
@@ -54,23 +88,10 @@ private final class Server: Sendable {
 
     deinit { task.cancel() }
 
-    /// openssl, which is another view of TLS: what it is answered.
-    func peer(_ words: String...) throws -> (status: Int32, text: String) {
-        let process = Process()
-        let output = Pipe()
-        process.executableURL = URL(fileURLWithPath: "/usr/bin/openssl")
-        process.arguments = ["s_client", "-quiet", "-connect", "127.0.0.1:\(port)"] + words
-        process.standardOutput = output
-        process.standardError = FileHandle.nullDevice
-        let input = Pipe()
-        process.standardInput = input
-        try process.run()
-        input.fileHandleForWriting.write(
-            Data("GET /v1/version HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".utf8))
-        let text = String(
-            decoding: output.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
-        process.waitUntilExit()
-        return (process.terminationStatus, text)
+    /// What openssl is answered when it asks for the version.
+    func peer(_ words: String...) async throws -> String {
+        try await exchange(
+            port, words, "GET /v1/version HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     }
 }
 
@@ -129,21 +150,22 @@ private final class Server: Sendable {
         let expired = failure(await version(server, try authority.issue("carol", days: -1)))
         #expect(expired?.code == .invalidArgument && expired?.message.contains("expired") == true)
         // Those who do not check their own certificates.
-        #expect(try !server.peer().text.contains("9.9"))
+        #expect(try await !server.peer().contains("9.9"))
         let old = try authority.issue("dave", days: -1)
         #expect(
-            try !server.peer("-cert", old.certificatePath, "-key", old.keyPath).text.contains("9.9")
+            try await !server.peer("-cert", old.certificatePath, "-key", old.keyPath).contains(
+                "9.9")
         )
         let wrong = try stranger.issue("eve")
         #expect(
-            try !server.peer("-cert", wrong.certificatePath, "-key", wrong.keyPath).text
+            try await !server.peer("-cert", wrong.certificatePath, "-key", wrong.keyPath)
                 .contains("9.9"))
         let good = try authority.issue("frank")
         #expect(
-            try server.peer("-cert", good.certificatePath, "-key", good.keyPath).text
+            try await server.peer("-cert", good.certificatePath, "-key", good.keyPath)
                 .contains("9.9"))
         #expect(
-            try !server.peer("-cert", good.certificatePath, "-key", good.keyPath, "-tls1_1").text
+            try await !server.peer("-cert", good.certificatePath, "-key", good.keyPath, "-tls1_1")
                 .contains("9.9"))
     }
 
@@ -198,23 +220,28 @@ private final class Server: Sendable {
         }
         let silent = connectTo(server.port)
         defer { close(silent) }
-        var bytes = [UInt8](repeating: 0, count: 100)
         let start = ContinuousClock.now
-        #expect(recv(silent, &bytes, bytes.count, 0) == 0)
+        let received = try await blocking {
+            var bytes = [UInt8](repeating: 0, count: 100)
+            return recv(silent, &bytes, bytes.count, 0)
+        }
+        #expect(received == 0)
         #expect(start.duration(to: .now) < .seconds(10))
         let user = try authority.issue("alice")
-        func answer(_ request: String) throws -> String {
-            try exchange(server.port, user, request)
+        func answer(_ request: String) async throws -> String {
+            try await exchange(
+                server.port, ["-cert", user.certificatePath, "-key", user.keyPath], request)
         }
+        let large = try await answer(
+            "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 70000\r\n\r\n"
+                + String(repeating: "x", count: 70_000))
+        #expect(large.hasPrefix("HTTP/1.1 413"), "\(large)")
         #expect(
-            try answer("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 70000\r\n\r\n")
-                .hasPrefix("HTTP/1.1 413"))
-        #expect(
-            try answer("GET /slow HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            try await answer("GET /slow HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
                 .hasPrefix("HTTP/1.1 504"))
         let field = String(repeating: "x", count: 100_000)
         #expect(
-            try !answer("GET /v1/version HTTP/1.1\r\nHost: x\r\nX-Large: \(field)\r\n\r\n")
+            try await !answer("GET /v1/version HTTP/1.1\r\nHost: x\r\nX-Large: \(field)\r\n\r\n")
                 .contains("9.9"))
     }
 
@@ -234,28 +261,5 @@ private final class Server: Sendable {
         setsockopt(
             descriptor, SOL_SOCKET, SO_RCVTIMEO, &limit, socklen_t(MemoryLayout<timeval>.size))
         return descriptor
-    }
-
-    /// What the server answers to these very bytes, until it closes the connection.
-    private func exchange(_ port: Int, _ user: TLSFiles, _ request: String) throws -> String {
-        let process = Process()
-        let output = Pipe()
-        let input = Pipe()
-        process.executableURL = URL(fileURLWithPath: "/usr/bin/openssl")
-        process.arguments = [
-            "s_client", "-quiet", "-connect", "127.0.0.1:\(port)", "-cert", user.certificatePath,
-            "-key", user.keyPath,
-        ]
-        process.standardInput = input
-        process.standardOutput = output
-        process.standardError = FileHandle.nullDevice
-        try process.run()
-        // The server may close before it has read all: no signal for that.
-        signal(SIGPIPE, SIG_IGN)
-        try? input.fileHandleForWriting.write(contentsOf: Data(request.utf8))
-        let text = String(
-            decoding: output.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
-        process.waitUntilExit()
-        return text
     }
 }
