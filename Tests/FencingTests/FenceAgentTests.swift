@@ -109,7 +109,7 @@ private func reason(_ outcome: HostFenceOutcome) -> String? {
         let start = ContinuousClock.now
         let text = try #require(reason(await agent.fence(h1)))
         #expect(text.contains(expected), "\(text)")
-        #expect(start.duration(to: .now) < .seconds(3))
+        #expect(start.duration(to: .now) < .seconds(20))
     }
 
     @Test func whatIgnoresSIGTERMIsKilledWithItsChildren() async throws {
@@ -117,7 +117,7 @@ private func reason(_ outcome: HostFenceOutcome) -> String? {
         let start = ContinuousClock.now
         let text = reason(await (try scripted.agent("hang-hard", milliseconds: 400)).fence(h1))
         #expect(text == "agent scripted-agent: timed out after 400 ms")
-        #expect(start.duration(to: .now) < .seconds(3))
+        #expect(start.duration(to: .now) < .seconds(20))
         #expect(try await scripted.childIsGone())
     }
 
@@ -126,7 +126,7 @@ private func reason(_ outcome: HostFenceOutcome) -> String? {
         let scripted = try Scripted()
         let start = ContinuousClock.now
         #expect(reason(await (try scripted.agent("leaves-child")).fence(h1)) == nil)
-        #expect(start.duration(to: .now) < .seconds(5))
+        #expect(start.duration(to: .now) < .seconds(20))
         #expect(try await scripted.childIsGone())
     }
 
