@@ -8,9 +8,8 @@ import Synchronization
 /// Keys are under `PREFIXk/`, events under `PREFIXe/` with their number in twenty digits.
 ///
 /// A write whose answer got lost may still be done, even after a later read (it may wait in a
-/// member that is cut off): so it is never sent twice. A compare-and-swap is looked at again: if
-/// the key then has the very value, it was ours; otherwise the write throws `timedOut`, which says
-/// that nobody knows.
+/// member that is cut off): so it is never sent twice, and throws `timedOut`, which says that
+/// nobody knows.
 package final class EtcdStore: ClusterStore {
     let client: EtcdClient
     private let watcher: EtcdWatcher
@@ -77,13 +76,8 @@ package final class EtcdStore: ClusterStore {
                 success: [EtcdOperation(request_put: put)],
                 failure: [EtcdOperation(request_range: EtcdRange(key: stored, keys_only: true))]),
             lease)
-        guard let answer else {
-            // `expected` had another revision, so this value at a new one is what was sent.
-            if let now = try await get(key), now.value == value, now.revision > expected {
-                return now.revision
-            }
-            throw Self.notKnown("write", key)
-        }
+        // Reading it now would not tell: the same value may be another host's.
+        guard let answer else { throw Self.notKnown("write", key) }
         guard answer.succeeded == true else { throw Self.conflict(key, expected, answer) }
         return Self.revision(answer.header)
     }

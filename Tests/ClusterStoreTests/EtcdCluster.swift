@@ -1,6 +1,7 @@
 import ClusterStore
 import Foundation
 import Glibc
+import Synchronization
 import TransportSecurity
 
 /// Members of a real etcd on loopback, with what they keep on tmpfs; all gone when the test lets go
@@ -153,12 +154,15 @@ final class EtcdCluster: @unchecked Sendable {
 
     /// Ports that nobody uses just now, below those that the kernel gives to connections: nobody
     /// else takes them before etcd does.
+    private static let given = Mutex<Set<UInt16>>([])
     static func freePorts(_ count: Int) -> [UInt16] {
         var sockets: [CInt] = []
         defer { for socket in sockets { close(socket) } }
         var ports: [UInt16] = []
         while ports.count < count {
             let port = UInt16.random(in: 15_000..<32_000)
+            // Not one that another cluster of this process has, or is about to have.
+            guard given.withLock({ $0.insert(port).inserted }) else { continue }
             let socket = Glibc.socket(AF_INET, CInt(SOCK_STREAM.rawValue), 0)
             sockets.append(socket)
             var address = sockaddr_in()
