@@ -23,9 +23,7 @@ struct SimulateCommand: ParsableCommand {
             let known = PlantedBug.allCases.map(\.rawValue).joined(separator: ", ")
             throw ValidationError("there is no defect \(bug); there are \(known)")
         }
-        guard hosts.map { (2...50).contains($0) } ?? true, seeds > 0,
-            pairs.map({ (1...500).contains($0) }) ?? true
-        else { throw ValidationError("2 to 50 hosts, 1 to 500 pairs, at least one seed") }
+        guard (2...50).contains(hosts ?? 2), (1...500).contains(pairs ?? 1), seeds > 0 else { throw ValidationError("2 to 50 hosts, 1 to 500 pairs, at least one seed") }
     }
 
     mutating func run() throws {
