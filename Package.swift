@@ -136,7 +136,10 @@ let package = Package(
                 "Simulator", .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: strict),
-        .executableTarget(name: "ftvm-inject", dependencies: ["Injection"], swiftSettings: strict),
+        // Without shared Swift libraries: a promotion waits for this process to start.
+        .executableTarget(
+            name: "ftvm-inject", dependencies: ["Injection"], swiftSettings: strict,
+            linkerSettings: [.unsafeFlags(["-static-stdlib"])]),
 
         // Tests. Two of them need a process of their own to kill.
         .executableTarget(

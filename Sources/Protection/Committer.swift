@@ -10,9 +10,10 @@ import Model
 /// between any two steps, the segment still holds the last published commit and all pre-images since, and its
 /// flag `pausedByCommit` says that the guest stands still because of us, so that a successor resumes it.
 ///
-/// A guest that a user has paused must not be resumed, by nobody but him. So the flag is set only when QEMU has
-/// said that the guest runs, and a guest that stands still already is never stopped by us: it is committed as it stands.
-/// (Between that word of QEMU and our `stop`, some 0.1 ms, a user's own pause is not told from ours.)
+/// A guest that a user has paused must not be resumed by anybody but him. So QEMU is asked whether the guest runs before
+/// the flag is set, and once more before `stop`; a guest that stands still already is never stopped by us, but
+/// committed as it stands. (A pause that comes between that last answer and the end of ours is not told from ours: QEMU
+/// takes a second `stop` for nothing.)
 package final class Committer: @unchecked Sendable {
     package enum Ending {
         case resume
@@ -74,6 +75,11 @@ package final class Committer: @unchecked Sendable {
         var steps = CommitSteps()
         segment.insertFlags(.pausedByCommit)
         FaultPoint.reached("commit.flagged")
+        // Asked again behind the mark: a pause that was complete when the mark was not there yet is a user's.
+        guard try monitor.isRunning(attending: output) else {
+            segment.removeFlags(.pausedByCommit)
+            return nil
+        }
         let epoch = segment.position.epoch.next
         do {
             var closed = ClosedEpoch()

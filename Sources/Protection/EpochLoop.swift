@@ -183,7 +183,8 @@ package final class EpochLoop: @unchecked Sendable {
     /// from there would stand still as well.
     private func commitPaused() throws -> CommitReport? {
         let frames = committer.output?.epochFrames ?? 0
-        guard frames > 0 || committer.tracker.touchedPages > 0,
+        let logged = committer.tracker.withLock { committer.segment.undoUsed }
+        guard frames > 0 || logged > 0,
             try committer.monitor.status().status == "paused"
         else { return nil }
         do {
