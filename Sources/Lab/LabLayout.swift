@@ -75,6 +75,7 @@ package struct LabLayout: Hashable, Sendable {
     /// The switch's bridge and its address, the default place for clients.
     static let switchBridge = "lab0"
     package static let switchAddress = "10.77.0.1"
+    static let switchHardwareAddress = "52:54:00:77:02:01"
     static let prefixLength = 24
     static func address(ofHost number: Int) -> String { "10.77.0.\(100 + number)" }
     /// Where the demo guest answers (`Examples/demo.xml`).

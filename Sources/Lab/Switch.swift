@@ -15,7 +15,12 @@ struct Switch {
         }
         let bridge = LabLayout.switchBridge
         try await ip(["link", "set", "lo", "up"])
-        try await ip(["link", "add", bridge, "type", "bridge", "forward_delay", "0"])
+        // An address of its own: the kernel would give it one of its ports', and another one when that host dies, and
+        // guests would go on sending to the old one.
+        try await ip([
+            "link", "add", bridge, "address", LabLayout.switchHardwareAddress, "type", "bridge",
+            "forward_delay", "0",
+        ])
         try await ip([
             "address", "add", "\(LabLayout.switchAddress)/\(LabLayout.prefixLength)", "dev",
             bridge,
