@@ -151,13 +151,7 @@ import Testing
             Issue.record("\(end)")
         }
         usleep(200_000)
-        // A pause in the middle of one of our commits is not seen as such by QEMU: it stands still already.
-        #expect(
-            try protected.wait {
-                try protected.user.stop()
-                usleep(50_000)
-                return try protected.user.status().status == "paused"
-            })
+        #expect(try protected.wait { try protected.pauseBetweenCommits() })
         gate.send(3)
         #expect(protected.wait { gate.state.withLock { $0.released } == 3 })
         var last = segment.position
@@ -204,12 +198,7 @@ import Testing
         var held = 0
         for _ in 1...100 {
             usleep(UInt32.random(in: 0...40_000))
-            try protected.user.stop()
-            // With the mark there a commit may be under way, whose pause this one is not told from.
-            guard !protected.segment.flags.contains(.pausedByCommit) else {
-                try protected.user.cont()
-                continue
-            }
+            guard try protected.pauseBetweenCommits() else { continue }
             held += 1
             usleep(30_000)
             #expect(try protected.user.status().status == "paused")

@@ -43,6 +43,18 @@ final class ProtectedGuest {
         workspace.remove()
     }
 
+    /// A user pauses the guest.
+    /// - Returns: whether no commit was under way at any time, in whose pause QEMU would not have noticed this one; if one
+    ///   was, the guest is let go.
+    func pauseBetweenCommits() throws -> Bool {
+        let before = segment.position
+        guard !segment.flags.contains(.pausedByCommit) else { return false }
+        try user.stop()
+        if !segment.flags.contains(.pausedByCommit), segment.position == before { return true }
+        try user.cont()
+        return false
+    }
+
     /// Waits until something is so; whether it was so in time.
     func wait(seconds: Double = 10, until condition: () throws -> Bool) rethrows -> Bool {
         let deadline = Date().addingTimeInterval(seconds)
