@@ -173,6 +173,7 @@ import Testing
         let monitor = protected.guest.monitor
         protected.driver = try PrimaryDriver.adopt(
             process: protected.guest.qemu, segment: segment, generation: Generation(1),
+            injector: GuestQEMU.injector,
             connect: { monitor })
         #expect(try protected.user.status().status == "paused")
         try protected.driver.startEpochs(maximumMilliseconds: 20) { end in
