@@ -81,13 +81,19 @@ struct pattern {
     uint64_t checksum;
 };
 
+// FNV-1a over words, and turned: the words of a block differ by one odd step, so that the low bits
+// alone would tell little.
+static uint64_t add_to_checksum(uint64_t checksum, uint64_t word) {
+    checksum = (checksum ^ word) * 0x100000001b3u;
+    return checksum << 23 | checksum >> 41;
+}
+
 static uint64_t pattern_next(struct pattern *pattern) {
     if (pattern->position % BLOCK_WORDS == 0)
         pattern->word = mix(pattern->seed ^ mix(pattern->position / BLOCK_WORDS));
     pattern->position++;
     pattern->word += 0x9e3779b97f4a7c15u;
-    // FNV-1a over words.
-    pattern->checksum = (pattern->checksum ^ pattern->word) * 0x100000001b3u;
+    pattern->checksum = add_to_checksum(pattern->checksum, pattern->word);
     return pattern->word;
 }
 
@@ -150,7 +156,7 @@ static bool receive_pattern(int descriptor, struct block *block, uint64_t seed) 
         for (size_t index = 0; index < length / 8; index++) {
             uint64_t word = be64toh(block->words[index]);
             // The checksum is of what came, so that it tells something of its own.
-            checksum = (checksum ^ word) * 0x100000001b3u;
+            checksum = add_to_checksum(checksum, word);
             if (word != pattern_next(&pattern)) bad++;
         }
     }

@@ -8,7 +8,7 @@ package struct Pattern: Sendable {
     /// Words given so far.
     package private(set) var position: UInt64 = 0
     private var word: UInt64 = 0
-    /// FNV-1a over the words given so far.
+    /// FNV-1a over the words given so far, turned at each.
     package private(set) var checksum: UInt64 = 0
 
     package init(seed: UInt64) { self.seed = seed }
@@ -24,7 +24,8 @@ package struct Pattern: Sendable {
     }
 
     package static func add(_ word: UInt64, to checksum: UInt64) -> UInt64 {
-        (checksum ^ word) &* 0x100_0000_01b3
+        let product = (checksum ^ word) &* 0x100_0000_01b3
+        return product << 23 | product >> 41
     }
 
     private static func mix(_ value: UInt64) -> UInt64 {
