@@ -104,6 +104,17 @@ ssize_t ftvm_gate_write(int tap, const void *first, size_t first_bytes, const vo
     return count < 0 ? -errno : count;
 }
 
+ssize_t ftvm_gate_read(int tap, void *bytes, size_t capacity) {
+    struct pollfd entry = {.fd = tap, .events = POLLIN};
+    if (poll(&entry, 1, 0) <= 0 || !(entry.revents & POLLIN)) return 0;
+    ssize_t count;
+    do {
+        count = read(tap, bytes, capacity);
+    } while (count < 0 && errno == EINTR);
+    if (count < 0) return errno == EAGAIN ? 0 : -errno;
+    return count;
+}
+
 int ftvm_gate_unread(int socket) {
     int bytes = 0;
     return ioctl(socket, SIOCOUTQ, &bytes) < 0 ? -errno : bytes;

@@ -51,7 +51,7 @@ extension PairWorker {
             let ended = MonotonicClock.nowNanoseconds()
             report.endNanoseconds = ended - committed
             // Ours go as well: tracker, epochs, the manager's lock.
-            driver.close()
+            driver.close(isHarmless: report.releasedEarly)
             if report.releasedEarly, let lock { try? PrimaryLock.release(lock) }
             FaultPoint.reached("switchover.released")
             report.releaseNanoseconds = MonotonicClock.nowNanoseconds() - ended

@@ -222,6 +222,27 @@ package final class NetworkGate: PacketGate, @unchecked Sendable {
         }
     }
 
+    /// QEMU runs nothing any more. What it had taken in, and what the network has sent since, is kept for the next primary
+    /// of this generation's guest: as long as the taps live somebody believes that they lead to it.
+    ///
+    /// A client that was answered last thing has asked its next question by now. Kept, it is answered as soon as the guest
+    /// goes on; lost, the client repeats it after TCP's retransmission time, 200 ms at the soonest.
+    func collectLast() {
+        _ = try? collect()
+        guard segment.position.generation == generation else { return }
+        for port in attachment.ports {
+            let tapHeader = tapHeaderBytes(port)
+            let headerBytes = port.nic.usesHeader ? tapHeader : 0
+            for _ in 0..<Self.roundLimit {
+                let length = Int(ftvm_gate_read(port.tap, slots, Self.slotBytes))
+                guard length > tapHeader else { break }
+                let skipped = tapHeader - headerBytes
+                log(slots + skipped, length - skipped, port.nic, headerBytes, isOutput: false)
+            }
+        }
+        FaultPoint.reached("gate.collected-last")
+    }
+
     /// The virtio-net header of frames as QEMU passes them through filters.
     private func frameHeaderBytes(_ port: GateAttachment.Port) -> Int {
         port.nic.usesHeader ? tapHeaderBytes(port) : 0

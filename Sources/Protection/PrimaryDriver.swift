@@ -90,9 +90,12 @@ package final class PrimaryDriver: @unchecked Sendable {
     }
 
     /// Ends everything on our side and lets go of the QEMU. What was put into it stays there.
-    package func close() {
+    /// - Parameter isHarmless: QEMU is known to run nothing any more, even if it has not quite ended.
+    package func close(isHarmless: Bool = false) {
         stopEpochs()
         tracker.stop()
+        // Before the manager's lock is given back: after that the logs are the next primary's.
+        if isHarmless || !process.isRunning { gate?.collectLast() }
         preparation.closeAll()
         gate?.close()
         segment.releaseManagerLock()

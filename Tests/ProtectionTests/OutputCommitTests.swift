@@ -1,5 +1,6 @@
 import Foundation
 import Glibc
+import GuestSupport
 import Hypervisor
 import MemoryPool
 import Model

@@ -27,6 +27,9 @@ ssize_t ftvm_gate_send(int socket, const void *first, size_t first_bytes, const 
 /* writev(2) of two parts: one frame for a tap device. */
 ssize_t ftvm_gate_write(int tap, const void *first, size_t first_bytes, const void *second, size_t second_bytes);
 
+/* Reads one frame that waits in a tap, with its header; 0 when none does. */
+ssize_t ftvm_gate_read(int tap, void *bytes, size_t capacity);
+
 /* Bytes that the other end of a Unix socket has not read yet (SIOCOUTQ). */
 int ftvm_gate_unread(int socket);
 
