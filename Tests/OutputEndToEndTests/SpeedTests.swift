@@ -7,12 +7,9 @@ import Model
 import Testing
 
 extension Output {
-    /// What is promised in milliseconds, on an emulated CPU and with nothing else to do for the machine; FTVM_E2E_PATIENCE
-    /// stretches it. `Scripts/bench --network` has the figures.
+    /// What clients wait for, printed: milliseconds are promised by `Scripts/bench --network`, on a quiet machine.
     @Suite(.lab(LabShape(logLevel: "info")), .keepingLogs)
     struct Speed {
-        private var patience: Double { Double(Settings.patience) }
-
         @Test func answersComeSoon() async throws {
             let lab = try TestLab.here()
             let (_, pair) = try await lab.protectedDemo()
@@ -26,8 +23,6 @@ extension Output {
                 reports.append(report.latency)
             }
             print("latency under protection: \(reports)")
-            #expect(reports.map(\.p50).sorted()[1] < 8 * patience)
-            #expect(reports.map(\.p99).sorted()[1] < 15 * patience)
             #expect(try await lab.present().generation == pair.generation)
         }
 
@@ -56,12 +51,6 @@ extension Output {
             let report = try await client.finish(CounterReport.self)
             report.expectNoViolation("numbers")
             blackouts.report(report.gaps)
-            let silences = blackouts.milliseconds(report.gaps)
-            for (what, limit) in [("a killed QEMU", 150.0), ("a switchover", 100.0)] {
-                let times = try #require(silences[what]).sorted()
-                #expect(
-                    times[times.count / 2] < limit * patience, "median silence after \(what)")
-            }
         }
     }
 }
