@@ -10,8 +10,9 @@ extension EndToEnd {
     @Suite(.lab(LabShape()), .keepingLogs)
     struct Faults {
         static let commitPoints = [
-            "commit.begin", "commit.flagged", "commit.stopped", "commit.saved", "commit.copied",
-            "commit.protected", "segment.commit.record-half-written",
+            "commit.begin", "commit.early", "commit.flagged", "commit.stopped", "commit.saved",
+            "commit.copied", "commit.protected", "commit.opened", "ahead.published",
+            "segment.commit.record-half-written",
             "segment.commit.record-written", "segment.commit.position-swapped",
             "commit.published", "commit.resumed", "commit.end",
         ]
@@ -19,22 +20,33 @@ extension EndToEnd {
             "segment.undo.image-copied", "segment.undo.entry-written",
             "segment.undo.head-published",
         ]
+        static let framePoints = ["gate.received", "gate.frame-written", "gate.frame-released"]
+        static let adoptionPoints = ["adoption.tracking", "adoption.connected", "adoption.resumed"]
         static let takeOverPoints = [
+            "gate.filters-removed", "gate.devices-removed", "gate.cleared",
+            "gate.descriptors-installed", "gate.devices-added", "gate.attached",
             "takeover.protected", "takeover.copied", "takeover.stopped", "takeover.mapped",
-            "takeover.tracking",
+            "gate.filter-switched", "takeover.gated", "takeover.tracking",
         ]
         static let promotionPoints = [
             "promotion.locked", "promotion.raised", "promotion.rolled-back", "promotion.writable",
-            "promotion.loaded", "promotion.running", "promotion.committed",
+            "promotion.loaded", "gate.promotion-switched", "gate.promotion-sent",
+            "gate.promotion-replayed", "promotion.running", "promotion.committed",
         ]
-        static let releasePoints = ["release.copied", "release.moved", "release.mapped"]
+        static let releasePoints = [
+            "release.network", "gate.giving-back", "gate.switched-off", "gate.removed",
+            "release.mapped", "release.copied", "release.moved",
+        ]
+        /// Reached only after another death: ProtectionTests' half gates go through it.
+        static let secondPoints = ["gate.renewing"]
         static let secondaryPoints = ["secondary.creating", "secondary.created"]
 
         /// Every point in the sources is in one of the lists here, or tested elsewhere.
         @Test func everyPointIsTested() throws {
             let known = Set(
                 Self.commitPoints + Self.undoPoints + Self.takeOverPoints + Self.promotionPoints
-                    + Self.releasePoints + Self.secondaryPoints + ["adoption.tracking"]
+                    + Self.releasePoints + Self.secondaryPoints + Self.framePoints
+                    + Self.adoptionPoints + Self.secondPoints
                     + Switchovers.sourcePoints + Switchovers.targetPoints)
             let sources = Settings.repository("Sources")
             let files = FileManager.default.enumerator(atPath: sources)?.compactMap {
@@ -47,8 +59,8 @@ extension EndToEnd {
                     found.insert(String(match.1))
                 }
             }
-            // MemoryPool's and Heartbeat's own crash tests go through the others.
-            let elsewhere = ["segment.", "heartbeat."]
+            // The crash tests of MemoryPool, Heartbeat and DiskLog go through the others.
+            let elsewhere = ["segment.", "heartbeat.", "disklog."]
             let missing = found.subtracting(known).filter { point in
                 !elsewhere.contains { point.hasPrefix($0) }
             }
@@ -67,8 +79,24 @@ extension EndToEnd {
         }
 
         /// Twice as unlucky: the restarted one dies while it takes the guest up again.
-        @Test func ftvmdDiesInAnAdoption() async throws {
-            try await diesAsPrimary(at: "adoption.tracking", passes: 1...1)
+        @Test(arguments: adoptionPoints)
+        func ftvmdDiesInAnAdoption(point: String) async throws {
+            try await diesAsPrimary(at: point, passes: 1...1)
+        }
+
+        /// A guest that talks: somebody asks it all the time.
+        @Test(arguments: framePoints)
+        func ftvmdDiesOverAFrame(point: String) async throws {
+            let lab = try TestLab.here()
+            let (guest, _) = try await lab.protectedDemo()
+            async let echoes = Command.attempt(
+                [
+                    Command.ftvm, "lab", "client", "--name", lab.layout.name, "--", "ping", "-q",
+                    "-i", "0.05", "-w", "15", guest.domain.address,
+                ], seconds: 30)
+            try await diesAsPrimary(at: point, passes: 1...10)
+            let outcome = try await echoes
+            #expect(outcome.status == 0, "\(outcome.output)")
         }
 
         private func diesAsPrimary(at point: String, passes: ClosedRange<Int>) async throws {

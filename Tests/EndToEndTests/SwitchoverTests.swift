@@ -122,7 +122,8 @@ extension EndToEnd {
         }
 
         static let sourcePoints = [
-            "switchover.committed", "switchover.killed", "switchover.released",
+            "gate.handed-over", "switchover.committed", "switchover.killed", "gate.collected-last",
+            "switchover.released",
         ]
         static let targetPoints = ["switchover.armed", "switchover.claimed"]
 
