@@ -168,7 +168,9 @@ package struct Detector: Sendable {
     }
 
     /// One look at all heartbeats. Times must not go backwards.
-    /// - Parameter blind: ways that could not be looked at this time.
+    /// - Parameters:
+    ///   - readings: those of the store only when it was read since the last look.
+    ///   - blind: ways that could not be looked at this time.
     /// - Returns: what has changed, by host name.
     package mutating func observe(
         _ readings: [Reading], blind: Set<HeartbeatWay> = [], at now: MonotonicInstant
@@ -260,6 +262,7 @@ package struct Detector: Sendable {
             guard reading.processHoldsSlot, reading.way == .pool else { return false }
         }
         let beats = host.tracks[index].beats(to: reading.counter, isNew: isNew)
+        host.tracks[index].read(at: time, hasBeaten: beats > 0)
         host.incarnation = reading.incarnation
         guard reading.processHoldsSlot else {
             // Its ftvmd may be restarted within the time that a host has: no reason to call the
@@ -365,7 +368,8 @@ package struct Detector: Sendable {
         let silence = time - min(lease, time)
         let misses = configuration.missesUntilDead
         if isSure {
-            let isAfterwards = lease > newestBeat + configuration.periodNanoseconds
+            // What was renewed before the silence may only just have been read.
+            let isAfterwards = host.tracks[index].beatenAfter > newestBeat
             return isAfterwards && silence < misses * configuration.periodNanoseconds
         }
         return silence < 3 * configuration.leasePeriodNanoseconds

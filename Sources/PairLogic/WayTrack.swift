@@ -9,12 +9,21 @@ struct WayTrack: Sendable, Hashable {
     /// 16 beats, of what is late only.
     private(set) var jitter: UInt64 = 0
 
+    /// When it was last read, and the last reading before the newest beat: the beat came later.
+    private var lastReading: UInt64?
+    private(set) var beatenAfter: UInt64 = 0
+
     init(lastBeat: UInt64) { self.lastBeat = lastBeat }
 
     /// How many beats lie between the last reading and this one.
     func beats(to counter: UInt64, isNew: Bool) -> UInt64 {
         guard !isNew, let last = self.counter else { return 1 }
         return counter > last ? counter - last : (counter == last ? 0 : 1)
+    }
+
+    mutating func read(at time: UInt64, hasBeaten: Bool) {
+        if hasBeaten { beatenAfter = lastReading ?? 0 }
+        lastReading = time
     }
 
     mutating func take(

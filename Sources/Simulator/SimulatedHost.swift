@@ -122,6 +122,8 @@ final class SimulatedAgent {
     var nextRead: UInt64 = 0
     var isReading = false
     var storeAnsweredAt: UInt64?
+    /// The store's view was read since the last look.
+    var hasFreshLeases = false
     var isDirty: [Bool]
     var dirty: [Int] = []
     var isPoked = false

@@ -89,13 +89,14 @@ extension World {
                         host: other.name, incarnation: slots[other.index].incarnation,
                         counter: slots[other.index].counter, processHoldsSlot: isHeld, way: .pool))
             }
-            if agent.incarnations[other.index] > 0 {
+            if agent.hasFreshLeases, agent.incarnations[other.index] > 0 {
                 readings.append(
                     .init(
                         host: other.name, incarnation: agent.incarnations[other.index],
                         counter: agent.leases[other.index], processHoldsSlot: true, way: .store))
             }
         }
+        agent.hasFreshLeases = false
         if !host.isPoolVisible { blind.insert(.pool) }
         if agent.storeAnsweredAt.map({ now - $0 > ms(1_500) }) ?? true { blind.insert(.store) }
         let transitions = agent.detector.observe(readings, blind: blind, at: clock)

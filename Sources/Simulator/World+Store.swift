@@ -195,6 +195,7 @@ extension World {
         }
         agent.revision = changes.count
         agent.leases = storedLeases
+        agent.hasFreshLeases = true
         agent.armed = storedArmed
         takeFences(host, agent)
         if agent.hasPool != storedHasPool {

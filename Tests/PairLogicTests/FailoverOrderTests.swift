@@ -73,6 +73,7 @@ private func view(
             domainXML: "<domain/>", persistent: true, memoryBytes: 1 << 30)
         record.state = .failingOver
         record.primaryLost = true
+        record.primaryGone = .ownHost
         record.secondary = h3
         record.secondaryReady = true
         record.segment = SegmentReference(pool: ram0, name: "demo")

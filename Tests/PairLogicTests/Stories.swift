@@ -164,7 +164,7 @@ enum Stories {
             waiting-for-fence: demo is waiting for a fence of h1 (its QEMU still holds the primary lock)
         = failing-over, generation 1, primary h1, secondary h2: waiting for a fence of h1 (its QEMU still holds the primary lock)
         > promote
-        h2: claimPromotion(2)
+        h2: claimByHand(2)
             promotion-started: h2 promotes demo, generation 2
         h2: raiseSegmentGeneration(2)
         h2: waitForFence(of: [h1], reason: "its QEMU still holds the primary lock")

@@ -169,6 +169,7 @@ extension World {
         default:
             if case .waitForFence = action { self[name].agent?.hasSaidItWaits = true }
             if case .claimPromotion = action { self[name].agent?.hasSaidItWaits = false }
+            if case .claimByHand = action { self[name].agent?.hasSaidItWaits = false }
             changeRecord(action, on: name)
         }
     }
