@@ -202,6 +202,7 @@ extension World {
             case .running: local.qemu = .running
             case .paused: local.qemu = .paused
             }
+            if isHalfPromoted(host, pair, record) { local.qemu = .waiting }
             local.driver = driver(runtime, host.qemus[pair]?.id)
             if isNoisy, random.chance(5) { local.qemu = .unknown }
         }
@@ -220,6 +221,16 @@ extension World {
             fencing: fencing,
             claimIsFromBefore: record?.promoting == host.name
                 && runtime.claimed != record?.generation)
+    }
+
+    /// It has the lock, and no commit of its generation: the guest has not run there for anybody.
+    private func isHalfPromoted(
+        _ host: SimulatedHost, _ pair: Int, _ record: PairRecord?
+    ) -> Bool {
+        guard let record, record.promoting == host.name, let qemu = host.qemus[pair],
+            qemu.generation != nil
+        else { return false }
+        return pairs[pair].segment?.commits.last?.generation != record.generation.number
     }
 
     private func driver(_ runtime: SimulatedRuntime, _ qemu: Int?) -> DriverState {

@@ -99,6 +99,12 @@ extension World {
         let isPoolWell =
             accused.beatsInPool && accused.isPoolVisible && host.isPoolVisible
             && now >= max(poolTroubledUntil[other], poolTroubledUntil[host.index]) + quiet
+        // Who stood still lately must have done so together with the accuser.
+        let isAwakeLong = accused.pausedUntil + quiet <= now
+        let sleptTogether =
+            accused.pausedUntil <= host.pausedUntil + ms(40)
+            && host.pausedUntil <= accused.pausedUntil + ms(40)
+        guard isAwakeLong || sleptTogether else { return }
         guard accused.isUp, accused.agent != nil, troubles[other] == 0,
             accused.pausedUntil <= now + ms(40), now >= troubledUntil[other] + quiet,
             isNetworkWell || isPoolWell
