@@ -19,8 +19,18 @@ package struct ProcessView: Sendable, Hashable {
         package var isPrivate: Bool { permissions.hasSuffix("p") }
     }
 
+    /// To its very end: a file in /proc comes in pieces, and the library's own reading stops after the first.
     package func text(_ file: String) -> String {
-        (try? String(contentsOfFile: "/proc/\(pid)/\(file)", encoding: .utf8)) ?? ""
+        let descriptor = open("/proc/\(pid)/\(file)", O_RDONLY | O_CLOEXEC)
+        guard descriptor >= 0 else { return "" }
+        defer { close(descriptor) }
+        var bytes: [UInt8] = []
+        var piece = [UInt8](repeating: 0, count: 65_536)
+        while true {
+            let count = read(descriptor, &piece, piece.count)
+            guard count > 0 else { return String(decoding: bytes, as: UTF8.self) }
+            bytes += piece[..<count]
+        }
     }
 
     package var arguments: [String] {
