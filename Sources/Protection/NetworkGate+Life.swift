@@ -155,8 +155,13 @@ extension NetworkGate {
         {
             let gate = try NetworkGate(
                 attachment, segment: segment, generation: segment.position.generation)
-            try gate.letOut(monitor: monitor)
-            gate.close()
+            defer { gate.close() }
+            do {
+                try gate.letOut(monitor: monitor)
+            } catch let error as FtvmError where error.code == .unavailable {
+                // Half a gate, whose other ends QEMU never got: it holds nothing. Were QEMU itself gone, what follows
+                // would say so.
+            }
         }
         try GateAttachment.remove(from: process, monitor: monitor, injector: injector)
     }
