@@ -21,6 +21,8 @@
 
 static long result_of(long value) { return value < 0 ? -errno : value; }
 
+unsigned ftvm_direct_flag(void) { return O_DIRECT; }
+
 int ftvm_pidfd_open(pid_t pid) { return (int)result_of(syscall(SYS_pidfd_open, pid, 0)); }
 
 int ftvm_pidfd_getfd(int pidfd, int target) {

@@ -99,6 +99,9 @@ extension Agent {
                 return
             }
             await change(name, action)
+        case .placeSecondary
+        where MonotonicClock.nowNanoseconds() < runtime(of: name).quietUntilNanoseconds:
+            break  // Looked at again when the quiet time is over.
         default: await change(name, action)
         }
     }

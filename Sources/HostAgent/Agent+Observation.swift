@@ -89,7 +89,7 @@ extension Agent {
         _ now: UInt64
     ) -> LocalObservation {
         var local = observation
-        guard driver.process.isRunning else {
+        guard driver.process.isRunning, !runtime.isEnding else {
             // A guest that shuts down, and a user who ends it, make QEMU say so before it goes. libvirt knows which it
             // was, but says it only a while later; of a QEMU that went without a word nothing more is to be learnt.
             let isSilent = driver.wentWithoutAWord()

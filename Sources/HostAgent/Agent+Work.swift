@@ -129,6 +129,8 @@ extension Agent {
         switch end {
         case .stopped: return
         case .fenced(let error): runtime.driverFailure = error
+        case .lost where driver.process.isEnding && !driver.process.mayHaveDirectIO:
+            runtime.isEnding = true
         case .lost(let error):
             // A process that ends shows it only some milliseconds later; its watch tells.
             Task {
@@ -208,6 +210,10 @@ extension Agent {
         }
     }
 
+    /// For so long after a promotion nothing is begun that can wait, a new secondary and what people are told: clients
+    /// have been waiting, and the guest answers all of them now, on caches that are cold.
+    private static let quietNanoseconds: UInt64 = 250_000_000
+
     func promote(_ name: PairName, _ generation: Generation) async throws {
         let runtime = runtime(of: name)
         let record = try await fresh(name)
@@ -234,9 +240,15 @@ extension Agent {
                 more["refusedFrames"] = Double(report.gate.refusedFrames)
             }
             tellPromotion(name, record.generation, report, more)
+            runtime.quietUntilNanoseconds =
+                MonotonicClock.nowNanoseconds() + Self.quietNanoseconds
             // Here and not after another look: until then nobody makes a new secondary.
             await change(name, .reportPromoted)
-            await tellLibvirt(record, .primary)
+            Task {
+                try? await Task.sleep(for: .nanoseconds(Self.quietNanoseconds))
+                await self.tellLibvirt(record, .primary)
+                await self.look(at: name)
+            }
         } catch {
             // Half-promoted, it is of no use: a fresh one begins from the same commit.
             runtime.endedByUs = true

@@ -14,6 +14,8 @@ final class PairRuntime {
     var driverFailure: FtvmError?
     /// The waiting QEMU, while this host has it ready.
     var secondary: WaitingSecondary?
+    /// The driver's QEMU is ending: it runs nothing any more, though it has not ended yet.
+    var isEnding = false
     /// Tells of the end of the QEMU that `driver` or `secondary` is about.
     var watch: ProcessWatch?
     /// Somebody asks its QEMU whether it still answers.
@@ -28,6 +30,8 @@ final class PairRuntime {
     var reasonDueAtNanoseconds: UInt64 = 0
     /// When it was last told that a fence is waited for, and of which generation.
     var waitingTold: (generation: Generation?, atNanoseconds: UInt64)?
+    /// The guest has just been promoted here: until then it has the machine to itself.
+    var quietUntilNanoseconds: UInt64 = 0
     /// What libvirt said last of the domain; nil: ask.
     var domain: KnownDomain?
     /// Why the last long work failed, and until when no new attempt is made.
@@ -61,8 +65,9 @@ final class PairRuntime {
     /// Lets go of everything that belongs to a QEMU of this host.
     func forgetQEMU() {
         watch = nil
-        driver?.close()
+        driver?.close(isHarmless: isEnding)
         driver = nil
+        isEnding = false
         driverFailure = nil
         secondary?.monitor.interrupt()
         secondary = nil

@@ -73,6 +73,14 @@ package final class QMPConnection: Monitor, @unchecked Sendable {
         _ = ftvm_socket_close(descriptor)
     }
 
+    /// Whoever waits for an answer is told soon when the process that owes it is ending. Large guests take their
+    /// time to end, and their sockets stay open till then.
+    package func setPeerEnding(_ isEnding: (() -> Bool)?) {
+        turn.wait()
+        defer { turn.signal() }
+        input.isPeerEnding = isEnding
+    }
+
     /// Events dropped because nobody took them in time.
     package var droppedEvents: Int {
         turn.wait()

@@ -32,6 +32,12 @@ struct QMPInput {
     var staysAwake = false
     private static let awakeMicroseconds: Int64 = 3_000
 
+    /// Whether whoever is to answer never will: asked when an answer is slow. A process that was killed keeps its sockets
+    /// open until its memory has been taken apart.
+    var isPeerEnding: (() -> Bool)?
+    /// An answer is slow after this, and asked for that often then.
+    private static let slowMicroseconds: Int64 = 2_000
+
     /// Attendants have at most so many descriptors.
     static let attendantLimit = 63
 
@@ -149,6 +155,7 @@ struct QMPInput {
 
     private mutating func receive(_ deadline: MonotonicDeadline) throws {
         let sleepsFrom = staysAwake ? MonotonicDeadline.nowMicroseconds + Self.awakeMicroseconds : 0
+        var looksAt = MonotonicDeadline.nowMicroseconds + Self.slowMicroseconds
         while true {
             let count = ftvm_socket_receive(
                 descriptor, buffer.baseAddress?.advanced(by: end), buffer.count - end)
@@ -163,13 +170,19 @@ struct QMPInput {
             }
             let left = deadline.remainingMicroseconds
             guard left > 0 else { throw FtvmError(.timedOut, "no answer in time") }
-            let isAwake = staysAwake && MonotonicDeadline.nowMicroseconds < sleepsFrom
+            let now = MonotonicDeadline.nowMicroseconds
+            if let isPeerEnding, now >= looksAt {
+                if isPeerEnding() { throw gone(cause: "its process is ending") }
+                looksAt = now + Self.slowMicroseconds
+            }
+            let isAwake = now < sleepsFrom
             if isAwake {
                 sched_yield()
                 if watchedCount == 1 { continue }
             }
+            let patience = isPeerEnding == nil ? left : min(left, max(0, looksAt - now))
             let ready = ftvm_poll_set(
-                watched, Int32(watchedCount), isAwake ? 0 : UInt64(left) * 1_000)
+                watched, Int32(watchedCount), isAwake ? 0 : UInt64(patience) * 1_000)
             guard ready >= 0 else { throw gone(cause: String(cString: strerror(-ready))) }
             if let attendant, (1..<watchedCount).contains(where: { watched[$0].revents != 0 }) {
                 attendant.attend()

@@ -17,9 +17,12 @@ package enum SegmentLockByte: UInt64, Sendable {
     case manager = 1
     /// Held by whoever is creating the segment.
     case creation = 2
+    /// Held by the `ftvmd` of a dead primary that still reads what the network sends to it.
+    case input = 3
     /// The byte's offset, as fcntl wants it.
     package var offset: Int64 { Int64(rawValue) }
     var range: Range<Int64> { offset..<offset + 1 }
+    /// Of those who use the segment; who reads the last input only adds to a log.
     static let all: Range<Int64> = 0..<3
 }
 
@@ -74,7 +77,7 @@ package final class Segment: @unchecked Sendable {
     @exclusivity(unchecked) var writerGeneration: UInt64 = Segment.noGeneration
     static let noGeneration = UInt64.max
 
-    private let storage: any SegmentStorage
+    let storage: any SegmentStorage
     private let ramFile: OwnedDescriptor
     private let ramMapping: Mapping
     private let controlMapping: Mapping

@@ -25,6 +25,7 @@ package enum SegmentFormat {
     static let liveOutputHead = 320
     static let liveReleased = 384
     static let liveInputHead = 448
+    static let liveInputClosed = 512
     static let numaWords = 16
 
     /// Larger than any segment that can exist; keeps the arithmetic far from overflow.

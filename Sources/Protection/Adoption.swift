@@ -18,7 +18,9 @@ extension PrimaryDriver {
         process: QEMUProcess, segment: Segment, generation: Generation, injector: InjectorProcess,
         nics: [GuestNIC] = [], connect: () throws -> any Monitor
     ) throws -> PrimaryDriver {
-        guard let preparation = try Preparation.found(in: process),
+        let lockFile = try segment.openLock()
+        defer { Glibc.close(lockFile) }
+        guard let preparation = try Preparation.found(in: process, lockFile: lockFile),
             let memory = try process.memory(mappedFrom: segment),
             segment.position.epoch.number > 0
         else {

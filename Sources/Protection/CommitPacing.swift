@@ -17,7 +17,15 @@ package struct CommitPacing: Equatable, Sendable {
     /// Under bulk output the guest runs for at least so many times a pause: it stands still for a quarter of the time.
     package static let runPerPause: UInt64 = 3
 
+    /// A guest that was just promoted is cold: everything costs it more, and several clients wait for an answer.
+    package static let coldPhase: UInt64 = 150_000_000
+    /// It runs for at least so many times a pause, and for so long, until its output is a reason to stop it again.
+    package static let coldRunPerPause: UInt64 = 2
+    package static let longestColdRun: UInt64 = 10_000_000
+
     package let epochMaximum: UInt64
+    /// Until when the guest counts as cold.
+    private let coldUntil: UInt64
     /// How long the running epoch has to run before its frames are a reason for a commit.
     package private(set) var minimumRun: UInt64
     /// The mean of the last pauses.
@@ -27,9 +35,11 @@ package struct CommitPacing: Equatable, Sendable {
     /// A commit has failed: the next try is a matter of the timer.
     private var hasFailed = false
 
-    package init(epochMaximumNanoseconds: UInt64, now: UInt64) {
+    /// - Parameter isCold: the guest was promoted just now.
+    package init(epochMaximumNanoseconds: UInt64, now: UInt64, isCold: Bool = false) {
         precondition(epochMaximumNanoseconds > 0, "an epoch has a length")
         epochMaximum = epochMaximumNanoseconds
+        coldUntil = isCold ? now + Self.coldPhase : now
         minimumRun = min(Self.shortestRun, epochMaximumNanoseconds)
         began = now
     }
@@ -60,8 +70,12 @@ package struct CommitPacing: Equatable, Sendable {
         if hasFailed { return latest }
         switch demand {
         case .none: return latest
-        case .soon: return min(began + minimumRun, latest)
+        case .soon: return min(began + max(minimumRun, coldRun), latest)
         case .now: return began
         }
+    }
+
+    private var coldRun: UInt64 {
+        began < coldUntil ? min(Self.coldRunPerPause * meanPause, Self.longestColdRun) : 0
     }
 }

@@ -21,6 +21,8 @@ package final class EpochLoop: @unchecked Sendable {
 
     private let committer: Committer
     private let epochMaximumNanoseconds: UInt64
+    private let isCold: Bool
+    private let isQEMUEnding: () -> Bool
     private let onEnd: @Sendable (End) -> Void
     private let request: CommitRequest
     private var thread = pthread_t()
@@ -34,14 +36,20 @@ package final class EpochLoop: @unchecked Sendable {
     private var heldFrames: UInt64 = 0
     private var releasedFrames: UInt64 = 0
 
-    /// - Parameter onEnd: called once, on the loop's thread, as its last act.
+    /// - Parameters:
+    ///   - isCold: the guest was promoted just now.
+    ///   - isQEMUEnding: whether QEMU runs nothing any more; asked when it has fallen silent.
+    ///   - onEnd: called once, on the loop's thread, as its last act.
     package init(
         committer: Committer, request: CommitRequest, epochMaximumMilliseconds: Int,
+        isCold: Bool = false, isQEMUEnding: @escaping () -> Bool = { false },
         onEnd: @escaping @Sendable (End) -> Void
     ) {
         precondition(epochMaximumMilliseconds > 0, "an epoch has a length")
         self.committer = committer
         self.epochMaximumNanoseconds = UInt64(epochMaximumMilliseconds) * 1_000_000
+        self.isCold = isCold
+        self.isQEMUEnding = isQEMUEnding
         self.request = request
         self.onEnd = onEnd
         mutex = .allocate(capacity: 1)
@@ -110,15 +118,19 @@ package final class EpochLoop: @unchecked Sendable {
         let wait = EpochWait(request: request, gate: output?.descriptors ?? [])
         defer { wait.release() }
         var pacing = CommitPacing(
-            epochMaximumNanoseconds: epochMaximumNanoseconds, now: MonotonicClock.nowNanoseconds())
+            epochMaximumNanoseconds: epochMaximumNanoseconds, now: MonotonicClock.nowNanoseconds(),
+            isCold: isCold)
+        var silence = Silence()
         while true {
-            var wake = pacing.due(output?.demand ?? .none)
+            var wake = min(pacing.due(output?.demand ?? .none), silence.looksAt)
             if output?.isReleasing ?? false {
                 wake = min(wake, MonotonicClock.nowNanoseconds() + Self.releaseAgainNanoseconds)
             }
             let (isAsked, hasFrames) = wait.wait(untilNanoseconds: wake)
             if withLock({ stopping }) { return .stopped }
             if committer.tracker.lost { return .lost(qemuGone) }
+            if hasFrames { silence = Silence() }
+            if silence.takeDue(), isQEMUEnding() { return .lost(qemuGone) }
             do {
                 if hasFrames { try output?.collect() }
                 if let reason = reason(isAsked, pacing) {
@@ -206,6 +218,25 @@ package final class EpochLoop: @unchecked Sendable {
     }
 
     private var qemuGone: FtvmError {
-        FtvmError(.unavailable, "QEMU is gone", cause: "its userfaultfd can no longer be read")
+        FtvmError(
+            .unavailable, "QEMU is gone",
+            cause: "its userfaultfd can no longer be read, or its threads are ending")
+    }
+}
+
+/// A guest that has fallen silent may have lost its QEMU, which the kernel tells only when it has taken its memory apart.
+/// So it is looked for a few times, at growing distances, after each sign of life.
+private struct Silence {
+    private var distance: UInt64 = 3_000_000
+    private(set) var looksAt = MonotonicClock.nowNanoseconds() + 3_000_000
+    private static let longest: UInt64 = 24_000_000
+
+    /// Whether to look now; the next time is later.
+    mutating func takeDue() -> Bool {
+        let now = MonotonicClock.nowNanoseconds()
+        guard now >= looksAt else { return false }
+        distance *= 2
+        looksAt = distance > Self.longest ? .max : now + distance
+        return true
     }
 }

@@ -31,6 +31,8 @@ extension NetworkGate {
         _ = try release()
         report.sentFrames = figures().releasedFrames - before
         FaultPoint.reached("gate.promotion-sent")
+        // The network knows by QEMU's announcement where the guest is.
+        LastInput.close(segment, before: generation)
         replay(after: committed.input, &report)
         FaultPoint.reached("gate.promotion-replayed")
         return report

@@ -222,14 +222,9 @@ package final class NetworkGate: PacketGate, @unchecked Sendable {
         }
     }
 
-    /// QEMU runs nothing any more. What it had taken in, and what the network has sent since, is kept for the next primary
-    /// of this generation's guest: as long as the taps live somebody believes that they lead to it.
-    ///
-    /// A client that was answered last thing has asked its next question by now. Kept, it is answered as soon as the guest
-    /// goes on; lost, the client repeats it after TCP's retransmission time, 200 ms at the soonest.
-    func collectLast() {
+    /// What waits for a QEMU that runs nothing any more, in its sockets and its taps, goes to the input log.
+    func collectFromTaps() {
         _ = try? collect()
-        guard segment.position.generation == generation else { return }
         for port in attachment.ports {
             let tapHeader = tapHeaderBytes(port)
             let headerBytes = port.nic.usesHeader ? tapHeader : 0
@@ -240,7 +235,6 @@ package final class NetworkGate: PacketGate, @unchecked Sendable {
                 log(slots + skipped, length - skipped, port.nic, headerBytes, isOutput: false)
             }
         }
-        FaultPoint.reached("gate.collected-last")
     }
 
     /// The virtio-net header of frames as QEMU passes them through filters.

@@ -5,11 +5,12 @@ import Injection
 import MemoryPool
 import Model
 
-/// What a primary's QEMU has in it of ours: tracker's userfaultfd and device-state file. The primary lock is
-/// there as well, but needs no attention: it is held as long as the process lives.
+/// What a primary's QEMU has in it of ours: tracker's userfaultfd, device-state file and the primary lock. QEMU holds
+/// the lock as long as it lives; our copy is for giving it back when QEMU does not run any more but has not ended yet.
 struct Preparation {
     let uffd: Int32
     let channel: DeviceStateChannel
+    let lock: Int32
 
     /// Puts everything into the QEMU in one session, together with the mapping that makes the segment its
     /// memory, when one is given.
@@ -42,9 +43,17 @@ struct Preparation {
                     cause: "write protection of shared memory and of unpopulated pages",
                     advice: "ftvm needs Linux 6.4 or newer")
             }
+            let copy = fcntl(lock, F_DUPFD_CLOEXEC, 0)
+            guard copy >= 0 else {
+                Glibc.close(uffd)
+                throw FtvmError(
+                    .resourceExhausted, "cannot keep the primary lock",
+                    cause: String(cString: strerror(errno)))
+            }
             return Preparation(
                 uffd: uffd,
-                channel: DeviceStateChannel(descriptor: file, remote: Int32(results[first + 1])))
+                channel: DeviceStateChannel(descriptor: file, remote: Int32(results[first + 1])),
+                lock: copy)
         } catch {
             Glibc.close(file)
             throw error
@@ -52,13 +61,20 @@ struct Preparation {
     }
 
     /// What a former ftvmd has put into the QEMU; nil when it is not all there.
-    static func found(in process: QEMUProcess) throws -> Preparation? {
+    static func found(in process: QEMUProcess, lockFile: Int32) throws -> Preparation? {
         guard let remote = process.descriptors(linkedTo: uffdLink).first,
+            let remoteLock = process.descriptors(ofSameFileAs: lockFile).first,
             let channel = try DeviceStateChannel.found(in: process)
         else { return nil }
         do {
-            return Preparation(
-                uffd: try process.duplicate(descriptor: remote), channel: channel)
+            let uffd = try process.duplicate(descriptor: remote)
+            do {
+                let lock = try process.duplicate(descriptor: remoteLock)
+                return Preparation(uffd: uffd, channel: channel, lock: lock)
+            } catch {
+                Glibc.close(uffd)
+                throw error
+            }
         } catch {
             channel.close()
             throw error
@@ -88,6 +104,7 @@ struct Preparation {
     func closeAll() {
         Glibc.close(uffd)
         channel.close()
+        Glibc.close(lock)
     }
 
     static let uffdLink = "anon_inode:[userfaultfd]"

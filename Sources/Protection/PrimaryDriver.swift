@@ -21,6 +21,8 @@ package final class PrimaryDriver: @unchecked Sendable {
     private var ungated: (names: [String], atNanoseconds: UInt64) = ([], 0)
     private static let ungatedPeriodNanoseconds: UInt64 = 1_000_000_000
     private var loop: EpochLoop?
+    /// It was promoted, and has not begun its epochs yet.
+    private var isCold = false
     private let request: CommitRequest
 
     /// The tracker and who it reports to, before there need be a monitor.
@@ -54,6 +56,7 @@ package final class PrimaryDriver: @unchecked Sendable {
         self.memory = memory
         self.segment = segment
         self.monitor = monitor
+        (monitor as? QMPConnection)?.setPeerEnding { process.isEnding }
         self.preparation = preparation
         self.gate = gate
         let tracking =
@@ -77,10 +80,14 @@ package final class PrimaryDriver: @unchecked Sendable {
         precondition(loop == nil, "epochs are started once")
         let loop = EpochLoop(
             committer: committer, request: request, epochMaximumMilliseconds: maximumMilliseconds,
-            onEnd: onEnd)
+            isCold: isCold, isQEMUEnding: { [process] in process.isEnding }, onEnd: onEnd)
+        isCold = false
         self.loop = loop
         try loop.start()
     }
+
+    /// The guest has been promoted just now.
+    func markCold() { isCold = true }
 
     /// Ends committing, between two commits. The guest runs on, and blocks at its next first touch once the
     /// tracker has stopped too.
@@ -95,9 +102,16 @@ package final class PrimaryDriver: @unchecked Sendable {
         stopEpochs()
         tracker.stop()
         // Before the manager's lock is given back: after that the logs are the next primary's.
-        if isHarmless || !process.isRunning { gate?.collectLast() }
+        if isHarmless || !process.isRunning {
+            if let gate { LastInput.start(gate) }
+        } else {
+            gate?.close()
+        }
+        if isHarmless {
+            // Whoever goes on need not wait until the kernel has taken a large memory apart.
+            _ = ftvm_lock_clear(preparation.lock, 0, 1)
+        }
         preparation.closeAll()
-        gate?.close()
         segment.releaseManagerLock()
     }
 

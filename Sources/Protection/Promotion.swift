@@ -106,6 +106,7 @@ extension PrimaryDriver {
         _ = try committer.commit()
         FaultPoint.reached("promotion.committed")
         report.firstCommitNanoseconds = clock.step()
+        markCold()
     }
 
     /// Feeds the device state to the waiting QEMU and waits until it has been loaded.

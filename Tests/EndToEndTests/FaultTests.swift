@@ -31,6 +31,7 @@ extension EndToEnd {
         static let promotionPoints = [
             "promotion.locked", "promotion.raised", "promotion.rolled-back", "promotion.writable",
             "promotion.loaded", "gate.promotion-switched", "gate.promotion-sent",
+            "gate.input-closed",
             "gate.promotion-replayed", "promotion.running", "promotion.committed",
         ]
         static let releasePoints = [

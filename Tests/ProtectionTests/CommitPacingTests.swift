@@ -78,6 +78,22 @@ import Testing
         #expect(pacing.due(.soon) == 1_000_000)
     }
 
+    /// After a promotion it runs for longer until its frames stop it, for a while.
+    @Test func aColdGuestRunsLonger() {
+        var pacing = CommitPacing(
+            epochMaximumNanoseconds: Self.maximum, now: 1_000, isCold: true)
+        #expect(pacing.due(.soon) == 1_000 + CommitPacing.shortestRun, "no pause is known yet")
+        pacing.committed(now: 5_000_000, pause: Self.pause, frames: 1, bytes: 60)
+        #expect(
+            pacing.due(.soon) == 5_000_000 + CommitPacing.coldRunPerPause * Self.pause)
+        #expect(pacing.due(.now) == 5_000_000)
+        pacing.committed(now: 9_000_000, pause: 900_000_000, frames: 1, bytes: 60)
+        #expect(pacing.due(.soon) == 9_000_000 + CommitPacing.longestColdRun)
+        let warm = 1_000 + CommitPacing.coldPhase
+        pacing.committed(now: warm, pause: Self.pause, frames: 1, bytes: 60)
+        #expect(pacing.due(.soon) == warm + CommitPacing.shortestRun)
+    }
+
     /// A commit that cannot be made is not tried again and again while its frames wait.
     @Test func aFailureIsATimersMatter() {
         var pacing = fresh()

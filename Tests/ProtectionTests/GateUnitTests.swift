@@ -168,6 +168,46 @@ import Testing
         #expect(figures.releasedFrames == 201 && figures.droppedFrames == 0)
     }
 
+    /// What comes for a dead primary until the next one has told where it is counts, and nothing after that.
+    @Test func theLastInputIsKeptUntilTheNextPrimaryIsKnown() throws {
+        let bench = try Bench()
+        try bench.commit()
+        let inputLog = try #require(bench.segment.inputLog)
+        func sendFromNetwork(_ number: Int) {
+            let bytes = frame(number)
+            precondition(send(bench.network[0], bytes, bytes.count, 0) == bytes.count)
+        }
+        func kept() -> [[UInt8]] {
+            var frames: [[UInt8]] = []
+            var position: UInt64 = 0
+            while case .frame(let one) = inputLog.frame(at: position, before: inputLog.head) {
+                frames.append(Array(one.bytes))
+                position = one.end
+            }
+            return frames
+        }
+        sendFromNetwork(1)
+        bench.guestGets(frame(2), nic: 1)
+        LastInput.start(bench.gate)
+        #expect(try bench.segment.isLocked(.input))
+        #expect(kept().count == 2)
+        // The next primary's generation is there already, and it does not run yet.
+        try bench.segment.raiseGeneration(to: Generation(2))
+        sendFromNetwork(3)
+        let deadline = ContinuousClock.now + .seconds(1)
+        while kept().count < 3, ContinuousClock.now < deadline { usleep(1_000) }
+        #expect(kept().last == frame(3))
+        LastInput.close(bench.segment, before: Generation(2))
+        #expect(try !bench.segment.isLocked(.input))
+        #expect(bench.segment.isInputClosed(Generation(1)))
+        #expect(!bench.segment.isInputClosed(Generation(2)))
+        sendFromNetwork(4)
+        usleep(20_000)
+        #expect(kept().count == 3)
+        // There is nobody to wait for any more.
+        LastInput.close(bench.segment, before: Generation(2))
+    }
+
     @Test func aFencedGateReleasesNothing() throws {
         let bench = try Bench()
         bench.guestSends(frame(1), nic: 0)

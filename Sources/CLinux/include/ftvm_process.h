@@ -8,6 +8,8 @@
 /* Looking into, and acting in, another process: pidfd, ptrace, process_vm. Each function is one system
    call; a negative result is -errno. */
 
+/* O_DIRECT, which Glibc's module does not export. */
+unsigned ftvm_direct_flag(void);
 int ftvm_pidfd_open(pid_t pid);
 /* A duplicate of descriptor `target` of the process, close-on-exec. */
 int ftvm_pidfd_getfd(int pidfd, int target);
