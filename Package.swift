@@ -99,13 +99,12 @@ let package = Package(
             name: "HostAgent",
             dependencies: [
                 "Model", "MemoryPool", "Hypervisor", "Protection", "ClusterStore", "Fencing",
-                "Heartbeat", "PairLogic", "ControlAPI",
+                "Heartbeat", "PairLogic", "ControlAPI", "ConfigurationFiles",
                 "TransportSecurity",
                 .product(name: "Hummingbird", package: "hummingbird"),
                 .product(name: "HummingbirdCore", package: "hummingbird"),
                 .product(name: "HummingbirdTLS", package: "hummingbird"),
                 .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
-                .product(name: "TOMLKit", package: "TOMLKit"),
                 .product(name: "Logging", package: "swift-log"),
             ],
             swiftSettings: strict),
@@ -118,7 +117,7 @@ let package = Package(
         .target(
             name: "Commands",
             dependencies: [
-                "Model", "MemoryPool", "ControlAPI", "Lab",
+                "Model", "MemoryPool", "ControlAPI", "Lab", "ConfigurationFiles",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: strict),
@@ -200,7 +199,7 @@ let package = Package(
             exclude: ["Helper", "Agents"], swiftSettings: strict),
         .testTarget(
             name: "ConfigurationTests", dependencies: ["ConfigurationFiles", "Model"],
-            exclude: ["cluster.toml"], swiftSettings: strict),
+            swiftSettings: strict),
         .testTarget(
             name: "PairLogicTests", dependencies: ["Model", "PairLogic"], swiftSettings: strict),
         .testTarget(

@@ -17,17 +17,18 @@ package struct ClusterConfiguration: Hashable, Sendable {
     package var selfFence = SelfFenceConfiguration()
     package var api = APIConfiguration()
     package var limits = LimitsConfiguration()
-    /// A primary whose QEMU answers nothing for so long hangs, in milliseconds.
-    package var hangTimeoutMilliseconds = 2_000
-    /// Where reports of drills are kept; on storage that outlives a reboot.
-    package var stateDirectory = "/var/lib/ftvm"
-    /// The command that kills a whole host in a drill, `{host}` standing for its name; empty: none.
-    package var drillKillHostCommand: [String] = []
-    /// Run that command where `ftvm` runs, instead of on another host.
-    package var drillKillHostFromClient = false
 
     package init(daemon: DaemonConfiguration) {
         self.daemon = daemon
+    }
+
+    /// The hosts that share this host's kernel, so that the kernel's word about a lock is a proof; nil: all, as
+    /// with the embedded store, which serves one machine only.
+    package var kernelPeers: Set<HostName>? {
+        let machine = hosts.first { $0.name == daemon.host }?.machine
+        if store.kind == .sqlite, !hosts.contains(where: { $0.machine != nil }) { return nil }
+        return Set(hosts.filter { machine != nil && $0.machine == machine }.map(\.name))
+            .union([daemon.host])
     }
 
     /// The devices that fence `host`, by level, the lowest first; those of one level must all
@@ -108,11 +109,16 @@ package struct HostConfiguration: Hashable, Sendable {
     package var address: String?
     /// libvirt's host UUID, so that a fence through libvirt knows that it speaks to the right one.
     package var libvirtUUID: String?
+    /// The machine that the host is on: hosts of one machine share its kernel. nil: one of its own.
+    package var machine: String?
 
-    package init(name: HostName, address: String? = nil, libvirtUUID: String? = nil) {
+    package init(
+        name: HostName, address: String? = nil, libvirtUUID: String? = nil, machine: String? = nil
+    ) {
         self.name = name
         self.address = address
         self.libvirtUUID = libvirtUUID
+        self.machine = machine
     }
 }
 

@@ -109,13 +109,13 @@ extension ConfigurationReader {
             if command.first?.hasPrefix("/") == true,
                 command.contains(where: { $0.contains("{host}") })
             {
-                result.drillKillHostCommand = command
+                result.daemon.drillKillHostCommand = command
             } else {
                 let _: Bool? = section.wrong(
                     "kill_host_command", "a program's whole path, and {host} in an argument")
             }
         }
-        result.drillKillHostFromClient = section.flag("kill_host_from_client") ?? false
+        result.daemon.drillKillHostFromClient = section.flag("kill_host_from_client") ?? false
         section.refuseOthers()
     }
 

@@ -65,11 +65,11 @@ struct ConfigurationReader {
         daemon.epochMaximumMilliseconds =
             root.integer("epoch_maximum_milliseconds", in: 1...10_000)
             ?? daemon.epochMaximumMilliseconds
-        result.daemon = daemon
-        result.hangTimeoutMilliseconds =
+        daemon.hangTimeoutMilliseconds =
             root.integer("hang_timeout_milliseconds", in: 200...600_000)
-            ?? result.hangTimeoutMilliseconds
-        result.stateDirectory = root.path("state_directory") ?? result.stateDirectory
+            ?? daemon.hangTimeoutMilliseconds
+        daemon.stateDirectory = root.path("state_directory") ?? daemon.stateDirectory
+        result.daemon = daemon
     }
 
     private mutating func pools() {
@@ -209,6 +209,7 @@ struct ConfigurationReader {
             let name = section.text("name")
             let address = section.text("address")
             let uuid = section.text("libvirt_uuid")
+            let machine = section.text("machine")
             section.refuseOthers()
             guard let name else {
                 if !section.has("name") { section.missing("name") }
@@ -232,7 +233,8 @@ struct ConfigurationReader {
                 }
             }
             result.hosts.append(
-                HostConfiguration(name: HostName(name), address: address, libvirtUUID: uuid))
+                HostConfiguration(
+                    name: HostName(name), address: address, libvirtUUID: uuid, machine: machine))
         }
     }
 

@@ -15,6 +15,9 @@ import Model
 /// The order that keeps it meaningful: whoever starts a primary takes the lock before the guest's
 /// first instruction, puts the descriptor into QEMU, and closes every copy of its own.
 package enum PrimaryLock {
+    /// The byte that is locked: the first, but for tests that play several machines on one.
+    private static var place: Int64 { 8 * FaultPoint.foreignKernel }
+
     /// What the lock says about its holder.
     package enum HolderState: String, Sendable, Hashable {
         /// Nobody holds it: the primary is gone.
@@ -27,7 +30,7 @@ package enum PrimaryLock {
     /// - Parameter descriptor: the segment's `lock` file, open for reading and writing.
     /// - Throws: `conflict` when another open file description holds it.
     package static func acquire(_ descriptor: CInt) throws(FtvmError) {
-        let result = ftvm_lock_set(descriptor, 0, 1, true)
+        let result = ftvm_lock_set(descriptor, place, 1, true)
         if result == 0 { return }
         if result == -EAGAIN {
             throw FtvmError(
@@ -43,7 +46,7 @@ package enum PrimaryLock {
     ///   (reading is enough): a lock of its own open file description is not seen.
     /// - Throws: any failure of the call; the answer is then unknown, which is not "free".
     package static func holderState(_ descriptor: CInt) throws(FtvmError) -> HolderState {
-        switch ftvm_lock_query(descriptor, 0, 1) {
+        switch ftvm_lock_query(descriptor, place, 1) {
         case 0: return .free
         case 1: return .held
         case let result:
@@ -69,7 +72,7 @@ package enum PrimaryLock {
     /// Gives the lock back, for every descriptor of the same open file description, in whichever
     /// process it is.
     package static func release(_ descriptor: CInt) throws(FtvmError) {
-        let result = ftvm_lock_clear(descriptor, 0, 1)
+        let result = ftvm_lock_clear(descriptor, place, 1)
         guard result == 0 else {
             throw lockFailure("the primary lock cannot be given back", "F_OFD_SETLK", result)
         }

@@ -1,15 +1,46 @@
+import ConfigurationFiles
 import ControlAPI
 import Foundation
 import Glibc
 import Hummingbird
+import HummingbirdCore
 import Logging
 import Model
 
 /// The control API on the host's Unix socket. It decides nothing: each route is one call of the agent.
 struct APIServer {
     let agent: Agent
-    let socketPath: String
     let logger: Logger
+    private let socketPath: String
+    private let api: APIConfiguration
+    private let connections: Int
+    /// Who may use the socket besides root.
+    private let group: gid_t?
+
+    /// - Throws: `notFound` for a group that this host does not have.
+    init(agent: Agent, cluster: ClusterConfiguration, logger: Logger) throws {
+        self.agent = agent
+        self.logger = logger
+        socketPath = cluster.daemon.socketPath
+        api = cluster.api
+        connections = cluster.limits.connections
+        group = try cluster.api.socketGroup.map { name in
+            guard let found = getgrnam(name) else {
+                throw FtvmError(
+                    .notFound, "this host has no group \(name)", cause: "`socket_group` in [api]",
+                    advice: "make it (groupadd --system \(name)), or leave the key out")
+            }
+            return found.pointee.gr_gid
+        }
+    }
+
+    /// The same on the network, behind mutual TLS.
+    func application(on network: APIConfiguration.Network) throws -> some ApplicationProtocol {
+        var served = NetworkAPI(
+            address: network.address, port: Int(network.port), tls: network.tls.files)
+        served.connections = connections
+        return try served.application(responder: router().buildResponder(), logger: logger)
+    }
 
     /// An HTTP service to be run in a service group.
     func application() -> some ApplicationProtocol {
@@ -18,10 +49,12 @@ struct APIServer {
         return Application(
             router: router(),
             configuration: ApplicationConfiguration(
-                address: .unixDomainSocket(path: socketPath), serverName: "ftvmd"),
-            onServerRunning: { _ in
-                // Whoever may use it may end VMs: root only.
-                chmod(socketPath, 0o600)
+                address: .unixDomainSocket(path: socketPath), serverName: "ftvmd",
+                availableConnectionsDelegate: MaximumAvailableConnections(connections)),
+            onServerRunning: { [socketPath, api, group] _ in
+                // Whoever may use it may end VMs. It was made for root only (umask), and is opened last.
+                if let group { chown(socketPath, 0, group) }
+                chmod(socketPath, api.socketMode)
             },
             logger: logger)
     }

@@ -1,3 +1,4 @@
+import ConfigurationFiles
 import Foundation
 import Glibc
 import Hummingbird
@@ -11,7 +12,8 @@ public enum Daemon {
     public static func run(configurationPath: String) async throws {
         umask(0o077)
         signal(SIGPIPE, SIG_IGN)
-        let configuration = try ConfigurationFile.load(path: configurationPath)
+        let cluster = try ConfigurationFiles.load(path: configurationPath)
+        let configuration = cluster.daemon
         guard let level = Logger.Level(rawValue: configuration.logLevel) else {
             throw FtvmError(
                 .invalidArgument,
@@ -23,20 +25,25 @@ public enum Daemon {
         var logger = Logger(label: "ftvmd.\(configuration.host)")
         logger.logLevel = level
         FaultInjection.installFromEnvironment()
-        let environment = try await HostEnvironment.open(configuration, logger: logger)
+        for finding in ConfigurationFiles.check(path: configurationPath) {
+            logger.warning("\(finding.error)")
+        }
+        let environment = try await HostEnvironment.open(cluster, logger: logger)
+        defer { environment.close() }
         let agent = Agent(environment: environment)
         logger.notice("ftvmd \(FtvmVersion.text) serves host \(configuration.host)")
         var serverLogger = logger
         serverLogger.logLevel = max(level, .warning)
-        let server = APIServer(
-            agent: agent, socketPath: configuration.socketPath, logger: serverLogger)
+        let server = try APIServer(agent: agent, cluster: cluster, logger: serverLogger)
+        var services: [ServiceGroupConfiguration.ServiceConfiguration] = [
+            .init(service: AgentService(agent: agent)), .init(service: server.application()),
+        ]
+        if let network = cluster.api.network {
+            services.append(.init(service: try server.application(on: network)))
+        }
         let group = ServiceGroup(
             configuration: ServiceGroupConfiguration(
-                services: [
-                    .init(service: AgentService(agent: agent)),
-                    .init(service: server.application()),
-                ],
-                gracefulShutdownSignals: [.sigterm, .sigint], logger: logger))
+                services: services, gracefulShutdownSignals: [.sigterm, .sigint], logger: logger))
         try await group.run()
     }
 
@@ -66,6 +73,10 @@ public enum Daemon {
 enum FaultInjection {
     static func installFromEnvironment() {
         let environment = ProcessInfo.processInfo.environment
+        // Hosts of one machine that see as little of each other's locks as hosts of several.
+        if let kernel = environment["FTVM_TEST_KERNEL"].flatMap({ Int64($0) }), kernel > 0 {
+            FaultPoint.foreignKernel = kernel
+        }
         guard let wish = environment["FTVM_FAULT"], !wish.isEmpty else { return }
         let parts = wish.split(separator: ":")
         let name = String(parts[0])

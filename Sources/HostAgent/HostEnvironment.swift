@@ -1,4 +1,5 @@
 import ClusterStore
+import ConfigurationFiles
 import Foundation
 import Glibc
 import Heartbeat
@@ -7,10 +8,11 @@ import Logging
 import MemoryPool
 import Model
 import Protection
+import TransportSecurity
 
 /// What one `ftvmd` works with on its host: made once at start, never changed.
 struct HostEnvironment: Sendable {
-    let configuration: DaemonConfiguration
+    let cluster: ClusterConfiguration
     let host: HostName
     let logger: Logger
     let pools: [Pool]
@@ -20,13 +22,15 @@ struct HostEnvironment: Sendable {
     let injector: InjectorProcess
     let incarnation: UInt64
 
+    var configuration: DaemonConfiguration { cluster.daemon }
     var pairs: PairRecords { PairRecords(store: store) }
     var hosts: HostRecords { HostRecords(store: store) }
 
     /// Opens everything, in the order in which a failure is easiest to understand.
-    static func open(_ configuration: DaemonConfiguration, logger: Logger) async throws
+    static func open(_ cluster: ClusterConfiguration, logger: Logger) async throws
         -> HostEnvironment
     {
+        let configuration = cluster.daemon
         try requirePrivileges()
         try makeDirectories(configuration)
         var pools: [Pool] = []
@@ -34,7 +38,7 @@ struct HostEnvironment: Sendable {
         guard let first = configuration.pools.first else {
             throw FtvmError(.invalidArgument, "no pool is configured")
         }
-        let store = try SQLiteStore(path: configuration.storePath)
+        let store = try await openStore(cluster)
         let incarnation = UInt64(Date().timeIntervalSince1970 * 1_000)
         let heartbeat = try PoolHeartbeat.claimSlot(
             path: heartbeatPath(configuration, first), host: configuration.host,
@@ -42,11 +46,46 @@ struct HostEnvironment: Sendable {
         let libvirt = LibvirtHost(options: .init(uri: configuration.libvirtURI), logger: logger)
         try await libvirt.connect()
         return HostEnvironment(
-            configuration: configuration, host: configuration.host, logger: logger, pools: pools,
+            cluster: cluster, host: configuration.host, logger: logger, pools: pools,
             store: store, libvirt: libvirt, heartbeat: heartbeat,
             injector: configuration.injectorPath.map { InjectorProcess(path: $0) }
                 ?? .besideThisExecutable(),
             incarnation: incarnation)
+    }
+
+    /// - Throws: also when etcd does not answer: what is wrong with its endpoints and certificates is said at once.
+    private static func openStore(_ cluster: ClusterConfiguration) async throws -> any ClusterStore {
+        let wanted = cluster.store
+        guard wanted.kind == .etcd else {
+            return try SQLiteStore(path: cluster.daemon.storePath)
+        }
+        var options = EtcdOptions(endpoints: wanted.endpoints)
+        options.tls = wanted.tls?.files
+        options.user = wanted.user
+        options.password = try wanted.passwordFile.map(password)
+        options.prefix = wanted.prefix
+        options.attemptMilliseconds = wanted.attemptMilliseconds
+        options.requestMilliseconds = wanted.requestMilliseconds
+        let store = try EtcdStore(options: options)
+        try await store.check()
+        return store
+    }
+
+    private static func password(_ path: String) throws -> String {
+        do {
+            return try String(contentsOfFile: path, encoding: .utf8)
+                .trimmingCharacters(in: .newlines)
+        } catch {
+            throw FtvmError(
+                .notFound, "cannot read the store's password from \(path)", cause: "\(error)",
+                advice: "see `password_file` in [store]")
+        }
+    }
+
+    /// Gives back what others may wait for.
+    func close() {
+        (store as? EtcdStore)?.close()
+        (store as? SQLiteStore)?.close()
     }
 
     /// Counters are ordinary memory: a file on hugetlbfs would cost a huge page, and a memfd has no name.
@@ -114,6 +153,12 @@ struct HostEnvironment: Sendable {
     /// Where the QEMU of a pair makes its monitor's socket on this host.
     func monitorPath(_ pair: PairName) -> String {
         configuration.monitorDirectory + "/" + pair.text.replacing("/", with: "_") + ".sock"
+    }
+}
+
+extension TLSPaths {
+    var files: TLSFiles {
+        TLSFiles(authorityPath: authority, certificatePath: certificate, keyPath: key)
     }
 }
 

@@ -20,7 +20,9 @@ package enum SegmentLockByte: UInt64, Sendable {
     /// Held by the `ftvmd` of a dead primary that still reads what the network sends to it.
     case input = 3
     /// The byte's offset, as fcntl wants it.
-    package var offset: Int64 { Int64(rawValue) }
+    package var offset: Int64 {
+        self == .creation ? Int64(rawValue) : Int64(rawValue) + 8 * FaultPoint.foreignKernel
+    }
     var range: Range<Int64> { offset..<offset + 1 }
     /// Of those who use the segment; who reads the last input only adds to a log.
     static let all: Range<Int64> = 0..<3
