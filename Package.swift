@@ -239,6 +239,10 @@ let package = Package(
             dependencies: ["EndToEndSupport", "GuestClients", "Lab", "ControlAPI", "Model"],
             swiftSettings: strict),
         .testTarget(
+            name: "ClusterEndToEndTests",
+            dependencies: ["EndToEndSupport", "GuestClients", "Lab", "ControlAPI", "Model"],
+            exclude: ["Agents"], swiftSettings: strict),
+        .testTarget(
             name: "EndToEndTests", dependencies: ["EndToEndSupport", "Lab", "ControlAPI", "Model"],
             swiftSettings: strict),
     ]

@@ -7,12 +7,14 @@ import Model
 /// | --- | --- |
 /// | `pairs/NAME` | `PairRecord` as JSON |
 /// | `hosts/NAME` | `HostRecord` as JSON |
+/// | `members/NAME` | `HostMembership` as JSON: lease and fence |
 ///
 /// Names may contain anything, slashes too: what follows the first slash is the name.
 package enum StoreKeys {
     package static let pairs = "pairs/"
     package static let hosts = "hosts/"
     package static let maintenance = "maintenance/"
+    package static let members = "members/"
     package static let drills = "drills/"
     package static func pair(_ name: PairName) -> String { pairs + name.text }
     package static func host(_ name: HostName) -> String { hosts + name.text }
@@ -71,6 +73,13 @@ extension HostMaintenance: StoredRecord {
     package var recordName: HostName { name }
 }
 
+extension HostMembership: StoredRecord {
+    package static var keyPrefix: String { StoreKeys.members }
+    package static var noun: String { "membership of host" }
+    package static func key(_ name: HostName) -> String { StoreKeys.members + name.text }
+    package var recordName: HostName { name }
+}
+
 extension DrillReport: StoredRecord {
     package static var keyPrefix: String { StoreKeys.drills }
     package static var noun: String { "drill" }
@@ -79,6 +88,7 @@ extension DrillReport: StoredRecord {
 }
 
 package typealias MaintenanceRecords = Records<HostMaintenance>
+package typealias MemberRecords = Records<HostMembership>
 package typealias DrillRecords = Records<DrillReport>
 package typealias PairRecords = Records<PairRecord>
 package typealias HostRecords = Records<HostRecord>

@@ -12,19 +12,46 @@ package enum ClusterText {
         for host in hosts {
             table.add([
                 host.name.text, state(host),
-                host.heartbeatAgeMilliseconds.map { HumanText.duration(milliseconds: $0) },
+                heartbeat(host),
                 names(host.primaries), names(host.secondaries),
                 HumanText.bytes(roundedToMebibytes(host.memoryAvailableBytes)), names(host.pools),
                 host.versions.ftvmd, host.versions.libvirt, host.versions.qemu,
             ])
         }
-        return table.text()
+        let fences = hosts.compactMap(\.membership).filter {
+            $0.fence?.incarnation == $0.incarnation
+        }
+        // Below, as what a fence came to is longer than any column.
+        return ([table.text()] + fences.map(FenceText.summary)).joined(separator: "\n")
     }
 
     private static func state(_ host: HostView) -> String {
-        guard host.maintenance != nil else { return host.state.rawValue }
-        let isEmpty = host.primaries.isEmpty && host.secondaries.isEmpty
-        return "\(host.state.rawValue), \(isEmpty ? "drained" : "draining")"
+        var words = [host.state.rawValue]
+        if host.maintenance != nil {
+            let isEmpty = host.primaries.isEmpty && host.secondaries.isEmpty
+            words.append(isEmpty ? "drained" : "draining")
+        }
+        if let member = host.membership, let fence = member.fence,
+            fence.incarnation == member.incarnation
+        {
+            words.append(fence.method == nil ? "to be fenced" : "fenced")
+        }
+        return words.joined(separator: ", ")
+    }
+
+    /// `pool 40 ms ±3 ms, store 610 ms, udp 2.1 s!`
+    private static func heartbeat(_ host: HostView) -> String? {
+        guard let ways = host.ways, !ways.isEmpty else {
+            return host.heartbeatAgeMilliseconds.map { HumanText.duration(milliseconds: $0) }
+        }
+        return ways.map { way in
+            var text =
+                "\(way.way.rawValue) \(HumanText.duration(milliseconds: way.ageMilliseconds))"
+            if way.jitterMilliseconds >= 1, way.way != .store {
+                text += " ±\(HumanText.duration(milliseconds: way.jitterMilliseconds))"
+            }
+            return way.heard || way.way == .store ? text : text + "!"
+        }.joined(separator: ", ")
     }
 
     /// One line an event. Widths do not depend on the events, so that `--follow` keeps its columns.

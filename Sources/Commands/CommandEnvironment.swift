@@ -31,6 +31,10 @@ package struct CommandEnvironment: Sendable {
     package var time: TimeSource
     /// Runs `body` with a connection to the daemon that `--socket` (or its absence) stands for.
     package var connect: @Sendable (_ socket: String?) -> any ControlService
+    /// The same with the daemon that `--url` stands for.
+    package var connectRemotely: @Sendable (RemoteHost) -> any ControlService = {
+        ControlClient(remote: $0)
+    }
     /// Ends a connection that `connect` made.
     package var disconnect: @Sendable (any ControlService) async -> Void
     /// Seconds since 1970 as local date and time.

@@ -1,5 +1,6 @@
 import ArgumentParser
 import ControlAPI
+import Glibc
 import Model
 
 /// How data is printed.
@@ -36,12 +37,50 @@ struct ConnectionOptions: ParsableArguments {
         completion: .file())
     var socket: String?
 
+    @Option(
+        help: ArgumentHelp(
+            "An ftvmd on the network instead, as https://h1:7751.",
+            discussion: "Needs --cert, --key and --ca, or $FTVM_CERT, $FTVM_KEY and $FTVM_CA.",
+            valueName: "address"))
+    var url: String?
+
+    @Option(
+        help: ArgumentHelp("This user's certificate (PEM), for --url.", valueName: "path"),
+        completion: .file())
+    var cert: String?
+
+    @Option(
+        help: ArgumentHelp("Its private key (PEM), for --url.", valueName: "path"),
+        completion: .file())
+    var key: String?
+
+    @Option(
+        help: ArgumentHelp("The authority of ftvmd's certificate, for --url.", valueName: "path"),
+        completion: .file())
+    var ca: String?
+
+    private func remote() throws -> RemoteHost? {
+        guard let url else { return nil }
+        func path(_ option: String?, _ name: String) throws -> String {
+            let variable = "FTVM_\(name.uppercased())"
+            if let path = option ?? getenv(variable).map({ String(cString: $0) }) { return path }
+            throw FtvmError(
+                .invalidArgument, "--url needs a file that is not given",
+                cause: "neither --\(name) nor $\(variable)",
+                advice: "an ftvmd on the network knows its users by certificate only")
+        }
+        return try RemoteHost(
+            url: url, certificatePath: try path(cert, "cert"), keyPath: try path(key, "key"),
+            authorityPath: try path(ca, "ca"))
+    }
+
     /// Runs `body` with a connection, which is closed afterwards.
     func withService<Value: Sendable>(
         _ body: (any ControlService) async throws -> Value
     ) async throws -> Value {
         let environment = CommandEnvironment.current
-        let service = environment.connect(socket)
+        let service =
+            try remote().map { environment.connectRemotely($0) } ?? environment.connect(socket)
         do {
             let value = try await body(service)
             await environment.disconnect(service)

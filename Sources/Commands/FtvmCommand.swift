@@ -35,10 +35,11 @@ struct FtvmCommand: AsyncParsableCommand {
             CommandGroup(
                 name: "Observation",
                 subcommands: [
-                    Status.self, List.self, Hosts.self, Events.self, PoolCommand.self, Version.self,
+                    Status.self, List.self, Hosts.self, Events.self, Check.self,
+                    PoolCommand.self, Version.self,
                 ]),
             CommandGroup(
-                name: "Setup", subcommands: [LabCommand.self, Completion.self]),
+                name: "Setup", subcommands: [ConfigCommand.self, LabCommand.self, Completion.self]),
         ])
 }
 

@@ -6,13 +6,15 @@ struct Hosts: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         abstract: "List the hosts of the cluster.",
         discussion: """
-            HEARTBEAT is how long ago the answering daemon saw the host's heartbeat move. States: online, \
-            suspect (heartbeats are missing, nothing is done yet), dead.
+            HEARTBEAT is how long ago the answering daemon heard the host on each way (a counter in the pool, \
+            udp between hosts, its lease in the store) and how irregularly; '!' marks a way on which beats \
+            are missing. States: online, suspect (silent on one way, nothing is done yet), dead (silent on \
+            all); with its fence, if there is one. PRIMARIES and SECONDARIES are the pairs there.
 
             Examples:
               ftvm hosts
               ftvm hosts -o json | jq -r '.[] | select(.state == "online") | .name'
-            """)
+            """, subcommands: [HostsFence.self])
 
     @Flag(help: "Print only the names, one a line.")
     var names = false

@@ -36,6 +36,12 @@ struct LabUp: AsyncParsableCommand {
             valueName: "host=directory"))
     var qemu: [HostQEMU] = []
 
+    @Flag(
+        help: ArgumentHelp(
+            "Each host plays a machine of its own.",
+            discussion: "The kernel's word about a lock is then no proof, and a dead host must be fenced."))
+    var separateMachines = false
+
     @Flag(help: "Start the hosts without ftvmd.")
     var noDaemon = false
 
@@ -52,6 +58,7 @@ struct LabUp: AsyncParsableCommand {
         specification.hugePages = hugePages
         specification.qemuUser = qemuUser
         specification.logLevel = logLevel
+        specification.separateMachines = separateMachines
         for entry in qemu { specification.qemuRoots[entry.host] = entry.root }
         specification.daemonPath = noDaemon ? nil : try Self.daemonPath()
         let progress = LabProgress()

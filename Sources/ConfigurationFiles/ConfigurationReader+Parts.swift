@@ -159,6 +159,11 @@ extension ConfigurationReader {
                     advice: "set `address` in its [[hosts]]")
             }
         }
+        if result.selfFence.enabled, result.hosts.isEmpty {
+            findings.error(
+                root.place("self_fence"), "a self-fence needs to know how many hosts there are",
+                advice: "list every host of the cluster in [[hosts]]")
+        }
         guard result.store.kind == .etcd else { return }
         if result.hosts.count < 2 {
             findings.warning(

@@ -110,6 +110,11 @@ public final class ControlClient: ControlService {
     public func undrain(_ host: HostName) async throws(FtvmError) -> HostDrainView {
         try await call(.delete, ControlRoute.drainPath(host: host))
     }
+    public func fence(
+        _ host: HostName, _ request: FenceHostRequest
+    ) async throws(FtvmError) -> HostMembership {
+        try await post(request, to: ControlRoute.fencePath(host: host))
+    }
     public func startDrill(
         _ name: PairName, _ request: DrillRequest
     ) async throws(FtvmError) -> DrillStart {

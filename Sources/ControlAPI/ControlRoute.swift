@@ -23,6 +23,8 @@ public enum ControlRoute {
     public static let drills = "/v1/drills"
     /// GET: `HostDrainView`. POST a `DrainRequest`: 202 and the same. DELETE: into service again.
     public static let drain = "/v1/hosts/:name/drain"
+    /// POST a `FenceHostRequest`: 202 and the `HostMembership`, whose `fence` tells how it goes.
+    public static let fence = "/v1/hosts/:name/fence"
     /// GET: `[HostView]` by name.
     public static let hosts = "/v1/hosts"
     /// GET: `[ClusterEvent]`, see `EventQuery`.
@@ -46,6 +48,9 @@ public enum ControlRoute {
     public static func drillPath(pair: PairName) -> String { path(pair: pair) + "/drill" }
     public static func drainPath(host: HostName) -> String {
         hosts + "/" + encode(host.text) + "/drain"
+    }
+    public static func fencePath(host: HostName) -> String {
+        hosts + "/" + encode(host.text) + "/fence"
     }
     public static func path(pool: PoolName) -> String { pools + "/" + encode(pool.text) }
 

@@ -25,6 +25,10 @@ public protocol ControlService: Sendable {
     func drainState(_ host: HostName) async throws(FtvmError) -> HostDrainView
     /// Puts a host into service again.
     func undrain(_ host: HostName) async throws(FtvmError) -> HostDrainView
+    /// Begins the fence of a host, or takes a person's word for its proof.
+    func fence(
+        _ host: HostName, _ request: FenceHostRequest
+    ) async throws(FtvmError) -> HostMembership
     /// Begins a drill: what is refused is refused here.
     func startDrill(_ name: PairName, _ request: DrillRequest) async throws(FtvmError) -> DrillStart
     /// Keeps the report of a drill that has ended.

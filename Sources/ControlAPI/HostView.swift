@@ -26,8 +26,32 @@ public struct HostView: Hashable, Sendable, Codable {
         }
     }
 
+    /// How a host is heard on one way.
+    public struct Way: Hashable, Sendable, Codable {
+        public var way: HeartbeatWay
+        /// How long ago it was heard.
+        public var ageMilliseconds: Double
+        /// Mean deviation of its beats from their rhythm.
+        public var jitterMilliseconds: Double
+        /// No beat is missing.
+        public var heard: Bool
+
+        public init(
+            way: HeartbeatWay, ageMilliseconds: Double, jitterMilliseconds: Double, heard: Bool
+        ) {
+            self.way = way
+            self.ageMilliseconds = ageMilliseconds
+            self.jitterMilliseconds = jitterMilliseconds
+            self.heard = heard
+        }
+    }
+
     public var name: HostName
     public var state: HostState
+    /// How it is heard, on each way that is configured; empty for the answering host itself.
+    public var ways: [Way]?
+    /// Its membership: lease and fence; nil: it never was one.
+    public var membership: HostMembership?
     /// Why and since when it is out of service (`ftvm host drain`); nil: it is in service.
     public var maintenance: HostMaintenance?
     /// How long ago its heartbeat was seen to move; nil if never, and for the answering host itself.
@@ -49,8 +73,11 @@ public struct HostView: Hashable, Sendable, Codable {
     /// - Parameter pairs: all pairs of the cluster, from which those of this host are taken.
     public init(
         record: HostRecord, state: HostState, heartbeatAgeMilliseconds: Double?,
-        pairs: [PairRecord], maintenance: HostMaintenance? = nil
+        pairs: [PairRecord], maintenance: HostMaintenance? = nil, ways: [Way]? = nil,
+        membership: HostMembership? = nil
     ) {
+        self.ways = ways
+        self.membership = membership
         self.name = record.name
         self.maintenance = maintenance
         self.state = state

@@ -70,3 +70,16 @@ public struct DrillStart: Hashable, Sendable, Codable {
         self.command = command
     }
 }
+
+/// Body of `POST /v1/hosts/NAME/fence`.
+public struct FenceHostRequest: Hashable, Sendable, Codable {
+    /// The user has seen to it that the host is off: this is the proof.
+    public var confirmDead: Bool
+    /// Who says so, for people: "root on h2".
+    public var requestedBy: String
+
+    public init(confirmDead: Bool = false, requestedBy: String = "") {
+        self.confirmDead = confirmDead
+        self.requestedBy = requestedBy
+    }
+}

@@ -15,10 +15,13 @@ package struct HeartbeatReading: Sendable, Hashable {
     /// A living process holds the slot. False is a proof, on one kernel, that the ftvmd of this
     /// incarnation is gone; true says nothing about whether it works.
     package let processHoldsSlot: Bool
+    /// The index of the slot, 0...63.
+    package let slot: Int
 
     package init(
-        host: HostName, incarnation: UInt64, counter: UInt64, processHoldsSlot: Bool
+        host: HostName, incarnation: UInt64, counter: UInt64, processHoldsSlot: Bool, slot: Int = 0
     ) {
+        self.slot = slot
         self.host = host
         self.incarnation = incarnation
         self.counter = counter
@@ -42,6 +45,8 @@ package final class PoolHeartbeat: @unchecked Sendable {
 
     private let file: HeartbeatFile
     private let state = Mutex(State())
+    /// Who has taken note of whose heartbeat.
+    package let notes: HeartbeatNotes
     package let host: HostName
     package let incarnation: UInt64
     /// The index of this host's slot, 0...63.
@@ -74,10 +79,16 @@ package final class PoolHeartbeat: @unchecked Sendable {
             file.publish(slot: slot, host: host, incarnation: incarnation)
             return slot
         }
-        return PoolHeartbeat(file, slot, host, incarnation)
+        let notes = try HeartbeatNotes(path: path + ".noted")
+        notes.clear(row: slot)
+        return PoolHeartbeat(file, notes, slot, host, incarnation)
     }
 
-    private init(_ file: HeartbeatFile, _ slot: Int, _ host: HostName, _ incarnation: UInt64) {
+    private init(
+        _ file: HeartbeatFile, _ notes: HeartbeatNotes, _ slot: Int, _ host: HostName,
+        _ incarnation: UInt64
+    ) {
+        self.notes = notes
         self.file = file
         self.slot = slot
         self.host = host
@@ -154,7 +165,7 @@ package final class PoolHeartbeat: @unchecked Sendable {
             readings.append(
                 HeartbeatReading(
                     host: found.host, incarnation: found.incarnation, counter: found.counter,
-                    processHoldsSlot: held))
+                    processHoldsSlot: held, slot: index))
         }
         return readings
     }

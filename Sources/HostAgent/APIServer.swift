@@ -88,6 +88,7 @@ struct APIServer {
             }
         }
         addMoves(to: router)
+        addFences(to: router)
         addDrills(to: router)
         addListings(to: router)
         return router
@@ -119,6 +120,16 @@ struct APIServer {
         }
         router.delete(RouterPath(ControlRoute.drain)) { _, context in
             try await answer(.accepted) { try await agent.undrain(HostName(try name(context))) }
+        }
+    }
+
+    private func addFences(to router: Router<BasicRequestContext>) {
+        let agent = agent
+        router.post(RouterPath(ControlRoute.fence)) { request, context in
+            try await answer(.accepted) {
+                let wish = try await body(FenceHostRequest.self, of: request)
+                return try await agent.fence(HostName(try name(context)), wish)
+            }
         }
     }
 

@@ -12,6 +12,7 @@ extension Agent {
     func lookAtEverything() async {
         guard recordsKnown else { return }
         for name in records.keys.sorted() { await look(at: name) }
+        for name in cluster.needs.keys where records[name] == nil { cluster.needs[name] = nil }
         for (name, runtime) in runtimes where records[name] == nil {
             await look(at: name)
             if runtime.work == nil && runtime.driver == nil { runtimes[name] = nil }
@@ -30,10 +31,46 @@ extension Agent {
         for _ in 0..<8 {
             looking[name] = false
             let situation = await situation(of: name)
-            for action in PairDecision.decide(situation) { await perform(action, on: name) }
+            noteFences(needed: situation.fencesNeeded(), by: name)
+            let actions = PairDecision.decide(situation)
+            guard mayAct(actions, on: name) else { break }
+            for action in actions { await perform(action, on: name) }
             if looking[name] == false { break }
         }
         looking[name] = nil
+    }
+
+    /// A fenced host does nothing any more, one whose time is over starts no guest, and so much is done at a time. What
+    /// is not admitted is decided again.
+    private func mayAct(_ actions: [PairAction], on name: PairName) -> Bool {
+        guard !actions.isEmpty else { return true }
+        guard cluster.isRegistered, !cluster.selfFence.isFencedNow else { return false }
+        let startsGuests = actions.contains {
+            switch $0 {
+            case .startEnabling, .adoptPrimary, .promote: true
+            default: false
+            }
+        }
+        if startsGuests, hasSelfFence, !cluster.selfFence.mayRunGuests(at: BootClock.now()) {
+            return false
+        }
+        let need = FailoverBudget.need(of: actions, records[name]?.record, me: host)
+        guard need != nil else { return true }
+        var used = (promotions: 0, reprotections: 0)
+        var own: FailoverBudget.Use?
+        for (other, runtime) in runtimes {
+            var use = FailoverBudget.use(records[other]?.record, work: runtime.work, me: host)
+            if use == nil, runtime.isClaiming { use = .promotion }
+            if other == name { own = use }
+            switch use {
+            case .promotion: used.promotions += 1
+            case .reprotection: used.reprotections += 1
+            case nil: break
+            }
+        }
+        let limits = environment.cluster.limits
+        return FailoverBudget(promotions: limits.failovers, reprotections: limits.enablings)
+            .admits(need, own: own, used: used)
     }
 
     /// From any thread: something has happened to this pair.
@@ -94,10 +131,9 @@ extension Agent {
             if let reference = records[name]?.record.segment { await removeSegment(reference) }
         case .finishDisable:
             begin(.cleaningUp, name) { try await self.finishDisable(name) }
-        case .waitForFence:
-            guard mayTellOfWaiting(runtime(of: name), records[name]?.record.generation) else {
-                return
-            }
+        case .waitForFence(_, let reason):
+            let generation = records[name]?.record.generation
+            guard mayTellOfWaiting(runtime(of: name), generation, reason) else { return }
             await change(name, action)
         case .placeSecondary
         where MonotonicClock.nowNanoseconds() < runtime(of: name).quietUntilNanoseconds:
@@ -107,25 +143,42 @@ extension Agent {
     }
 
     /// Hosts that see different things must not correct each other's words as fast as the store can write.
-    private func mayTellOfWaiting(_ runtime: PairRuntime, _ generation: Generation?) -> Bool {
+    private func mayTellOfWaiting(
+        _ runtime: PairRuntime, _ generation: Generation?, _ reason: String
+    ) -> Bool {
         let now = MonotonicClock.nowNanoseconds()
-        if let told = runtime.waitingTold, told.generation == generation,
+        // What a fence came to is news, and the same for all.
+        if let told = runtime.waitingTold, told.generation == generation, told.reason == reason,
             now - told.atNanoseconds < 3_000_000_000
         {
             return false
         }
-        runtime.waitingTold = (generation, now)
+        runtime.waitingTold = (generation, reason, now)
         return true
     }
 
     /// Writes what the action does to the record, by compare-and-swap, and tells the event.
     func change(_ name: PairName, _ action: PairAction) async {
+        let claim = action.claimedGeneration
+        if claim != nil { runtime(of: name).isClaiming = true }
+        defer { if claim != nil { runtimes[name]?.isClaiming = false } }
+        // A proof must hold for the very record that is swapped: fences are read after it.
+        let needsProof = claim != nil && cluster.fencing.kernelPeers != nil
         do {
             for attempt in 0..<PairRecords.updateTries {
                 // What is known may be what is there: the compare-and-swap tells, and a read is saved.
-                let isKnown = attempt == 0 && records[name] != nil
+                let isKnown = attempt == 0 && records[name] != nil && !needsProof
                 let read = isKnown ? records[name] : try await environment.pairs.read(name)
                 guard let present = read else { return }
+                if needsProof {
+                    let members = MemberRecords.decode(
+                        try await environment.store.list(StoreKeys.members))
+                    for member in members.records { remember(member) }
+                    guard cluster.fencing.allows(action, on: present.record, by: host) else {
+                        remember(present)
+                        return
+                    }
+                }
                 switch action.change(to: present.record, by: host) {
                 case .none, .outdated:
                     if isKnown { continue }
@@ -138,6 +191,7 @@ extension Agent {
                             name, present, by: record)
                     else { continue }
                     remember(Versioned(record: record, revision: revision))
+                    if let claim { runtime(of: name).claimed = claim }
                     if let event { emit(event.kind, event.message, pair: name) }
                     if looking[name] != nil { looking[name] = true }
                     poke()
@@ -193,6 +247,18 @@ extension Agent {
         }
         await look(at: name)
         poke()
+    }
+}
+
+extension PairAction {
+    /// nil: it is no claim.
+    fileprivate var claimedGeneration: Generation? {
+        switch self {
+        case .claimPromotion(let generation), .claimFenced(let generation, _),
+            .claimByHand(let generation):
+            generation
+        default: nil
+        }
     }
 }
 

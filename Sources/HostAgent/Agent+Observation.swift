@@ -16,7 +16,8 @@ extension Agent {
         return PairSituation(
             pair: pair, record: record, me: host, hosts: hostViews(for: pair), local: local,
             primaryLock: lock, segmentPresent: segment != nil,
-            segmentPosition: segment?.position)
+            segmentPosition: segment?.position, fencing: cluster.fencing,
+            claimIsFromBefore: record?.promoting == host && runtime.claimed != record?.generation)
     }
 
     func runtime(of pair: PairName) -> PairRuntime {

@@ -85,8 +85,18 @@ extension Agent {
                 state: isMe ? .online : detector.states[record.name] ?? .suspect,
                 heartbeatAgeMilliseconds: isMe
                     ? nil : beat.map { Double(now - min(now, $0.nanoseconds)) / 1_000_000 },
-                pairs: pairs, maintenance: maintenance[record.name])
+                pairs: pairs, maintenance: maintenance[record.name],
+                ways: isMe ? [] : ways(of: record.name, at: now),
+                membership: cluster.members[record.name]?.record)
         }.sorted { $0.name < $1.name }
+    }
+
+    private func ways(of name: HostName, at now: UInt64) -> [ControlAPI.HostView.Way] {
+        detector.ways(of: name, at: MonotonicInstant(nanoseconds: now)).map {
+            ControlAPI.HostView.Way(
+                way: $0.way, ageMilliseconds: milliseconds($0.age),
+                jitterMilliseconds: milliseconds($0.jitter), heard: $0.heard)
+        }
     }
 
     func events(_ query: EventQuery) async throws -> [ClusterEvent] {

@@ -239,7 +239,7 @@ extension Agent {
                 more["replayedFrames"] = Double(report.gate.replayedFrames)
                 more["refusedFrames"] = Double(report.gate.refusedFrames)
             }
-            tellPromotion(name, record.generation, report, more)
+            tellPromotion(name, record, report, more)
             runtime.quietUntilNanoseconds =
                 MonotonicClock.nowNanoseconds() + Self.quietNanoseconds
             // Here and not after another look: until then nobody makes a new secondary.
@@ -259,11 +259,11 @@ extension Agent {
     }
 
     private func tellPromotion(
-        _ name: PairName, _ generation: Generation, _ report: PromotionReport,
+        _ name: PairName, _ record: PairRecord, _ report: PromotionReport,
         _ more: [String: Double]
     ) {
         let figures = [
-            "generation": Double(generation.number),
+            "generation": Double(record.generation.number),
             "epoch": Double(report.rollback.commit.epoch.number),
             "rollbackPages": Double(report.rollback.distinctPages),
             "lockMilliseconds": milliseconds(report.lockNanoseconds),
@@ -275,8 +275,10 @@ extension Agent {
             "promotionMilliseconds": milliseconds(report.totalNanoseconds),
             "firstCommitMilliseconds": milliseconds(report.firstCommitNanoseconds),
         ].merging(more) { _, new in new }
+        let method = record.primaryGone ?? .primaryLock
         emit(
-            .fenced, "the old primary of \(name) is gone: its lock was free", pair: name)
+            .fenced, "the old primary of \(name) is gone: \(method.words)", pair: name,
+            reason: .promotion(record.generation, method))
         emit(
             .guestRunning,
             "\(name) runs on \(host) from epoch \(report.rollback.commit.epoch), \(milliseconds(report.totalNanoseconds)) ms after the promotion began",

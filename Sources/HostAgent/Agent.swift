@@ -1,5 +1,6 @@
 import ClusterStore
 import Dispatch
+import Fencing
 import Foundation
 import Heartbeat
 import Hypervisor
@@ -40,6 +41,9 @@ package actor Agent {
     var looking: [PairName: Bool] = [:]
     private var lastHostReport: UInt64 = 0
     private var reported: HostRecord?
+    /// Members, leases and fences.
+    var cluster: ClusterState
+    let petPermit: PetPermit
     /// Looked at by the heartbeat: a daemon that is stuck must fall silent.
     private let aliveAt = Atomic<UInt64>(0)
     private let wake: AsyncStream<Void>.Continuation
@@ -63,7 +67,11 @@ package actor Agent {
             me: environment.host,
             configuration: Detector.Configuration(
                 periodNanoseconds: UInt64(configuration.heartbeatPeriodMilliseconds) * 1_000_000,
-                missesUntilDead: UInt64(configuration.heartbeatMissesUntilDead)))
+                missesUntilDead: UInt64(configuration.heartbeatMissesUntilDead),
+                ways: environment.cluster.ways,
+                leasePeriodNanoseconds: environment.timing.renewalNanoseconds))
+        cluster = ClusterState(environment: environment)
+        petPermit = PetPermit(limit: 2 * environment.timing.heartbeatNanoseconds)
         (wakes, wake) = AsyncStream.makeStream(bufferingPolicy: .bufferingNewest(1))
         (told, toTell) = AsyncStream.makeStream(
             bufferingPolicy: .bufferingOldest(Self.eventsWaiting))
@@ -79,12 +87,24 @@ package actor Agent {
             periodNanoseconds: UInt64(environment.configuration.heartbeatPeriodMilliseconds)
                 * 1_000_000,
             permit: { [weak self] in self?.isAlive ?? false })
+        await register()
+        let keeper = environment.watchdog.map { device in
+            WatchdogKeeper(
+                device: device, periodMilliseconds: max(device.timeoutSeconds * 250, 100),
+                permit: { [petPermit] in petPermit.isPermitted })
+        }
+        // A host that has primaries is to be reset when nobody drives them any more; any other is not.
+        defer { keeper?.stop(disarmed: runtimes.values.allSatisfy { $0.driver == nil }) }
         try await withThrowingTaskGroup(of: Void.self) { group in
             group.addTask { await self.followPairs() }
             group.addTask { await self.followHosts() }
             group.addTask { await self.followLibvirt() }
             group.addTask { await self.answerRequests() }
             group.addTask { await self.tick() }
+            group.addTask { await self.observe() }
+            group.addTask { await self.report() }
+            group.addTask { await self.followMembers() }
+            group.addTask { await self.readMembers() }
             group.addTask { await self.followMaintenance() }
             group.addTask { await self.writeEvents() }
             group.addTask {
@@ -211,45 +231,32 @@ package actor Agent {
 
     private func tick() async {
         while !Task.isCancelled {
-            aliveAt.store(MonotonicClock.nowNanoseconds(), ordering: .relaxed)
-            await observeHosts()
-            await reportHost()
-            await publishStatistics()
             lookForHangs()
             poke()
             try? await Task.sleep(for: .milliseconds(Self.tickMilliseconds))
         }
     }
 
-    // MARK: - Hosts
-
-    private func observeHosts() async {
-        let now = MonotonicInstant(nanoseconds: MonotonicClock.nowNanoseconds())
-        guard let readings = try? environment.heartbeat.read() else { return }
-        detector.expect(hostRecords.keys, at: now)
-        let transitions = detector.observe(
-            readings.map {
-                Detector.Reading(
-                    host: $0.host, incarnation: $0.incarnation, counter: $0.counter,
-                    processHoldsSlot: $0.processHoldsSlot)
-            }, at: now)
-        for transition in transitions {
-            logger.notice(
-                "host \(transition.to.rawValue)",
-                metadata: ["host": "\(transition.host)", "reason": "\(transition.reason)"])
-            guard transition.from != nil || transition.to != .online else { continue }
-            let kind: ClusterEvent.Kind =
-                switch transition.to {
-                case .online: .hostOnline
-                case .suspect: .hostSuspected
-                case .dead: .hostDead
-                }
-            emit(
-                kind, "\(transition.host) is \(transition.to.rawValue): \(transition.reason)",
-                pair: nil)
+    /// Never waits for the store or for libvirt: who is heard, and this host's own end, depend on it.
+    private func observe() async {
+        // So often that the way from our beat to another's note and back to us takes less than two beats.
+        let pause = environment.timing.heartbeatNanoseconds / 4
+        while !Task.isCancelled {
+            aliveAt.store(MonotonicClock.nowNanoseconds(), ordering: .relaxed)
+            await observeHosts()
+            try? await Task.sleep(for: .nanoseconds(pause))
         }
-        if !transitions.isEmpty { poke() }
     }
+
+    private func report() async {
+        while !Task.isCancelled {
+            await reportHost()
+            await publishStatistics()
+            try? await Task.sleep(for: .milliseconds(Self.tickMilliseconds))
+        }
+    }
+
+    // MARK: - Hosts
 
     /// Writes this host's record when it has changed, looked at every two seconds and after events.
     private func reportHost() async {
@@ -289,12 +296,12 @@ package actor Agent {
     /// Tells what has happened; it is written in its turn, and nobody waits for that.
     func emit(
         _ kind: ClusterEvent.Kind, _ message: String, pair: PairName?,
-        figures: [String: Double] = [:]
+        reason: EventReason? = nil, figures: [String: Double] = [:]
     ) {
         logger.notice("\(message)", metadata: ["event": "\(kind.rawValue)"])
         let event = ClusterEvent(
             time: Date().timeIntervalSince1970, kind: kind, host: host, pair: pair,
-            message: message, figures: figures)
+            message: message, reason: reason, figures: figures)
         if case .dropped = toTell.yield(event) {
             logger.warning("an event is not recorded: too many wait for the store")
         }

@@ -1,5 +1,6 @@
 import ClusterStore
 import ConfigurationFiles
+import Fencing
 import Foundation
 import Glibc
 import Heartbeat
@@ -7,6 +8,7 @@ import Hypervisor
 import Logging
 import MemoryPool
 import Model
+import PairLogic
 import Protection
 import TransportSecurity
 
@@ -21,10 +23,16 @@ struct HostEnvironment: Sendable {
     let heartbeat: PoolHeartbeat
     let injector: InjectorProcess
     let incarnation: UInt64
+    let timing: ClusterTiming
+    /// Heartbeats over the network, and what has come of the others'; nil: not configured.
+    let network: NetworkHeartbeat?
+    /// nil: none is configured.
+    let watchdog: LinuxWatchdog?
 
     var configuration: DaemonConfiguration { cluster.daemon }
     var pairs: PairRecords { PairRecords(store: store) }
     var hosts: HostRecords { HostRecords(store: store) }
+    var members: MemberRecords { MemberRecords(store: store) }
 
     /// Opens everything, in the order in which a failure is easiest to understand.
     static func open(_ cluster: ClusterConfiguration, logger: Logger) async throws
@@ -39,7 +47,8 @@ struct HostEnvironment: Sendable {
             throw FtvmError(.invalidArgument, "no pool is configured")
         }
         let store = try await openStore(cluster)
-        let incarnation = UInt64(Date().timeIntervalSince1970 * 1_000)
+        let timing = try cluster.timing()
+        let incarnation = try await nextIncarnation(configuration.host, store)
         let heartbeat = try PoolHeartbeat.claimSlot(
             path: heartbeatPath(configuration, first), host: configuration.host,
             incarnation: incarnation)
@@ -50,11 +59,27 @@ struct HostEnvironment: Sendable {
             store: store, libvirt: libvirt, heartbeat: heartbeat,
             injector: configuration.injectorPath.map { InjectorProcess(path: $0) }
                 ?? .besideThisExecutable(),
-            incarnation: incarnation)
+            incarnation: incarnation, timing: timing,
+            network: try NetworkHeartbeat(cluster, incarnation: incarnation),
+            watchdog: try watchdog(cluster.selfFence))
+    }
+
+    /// Above every earlier one of this host, whatever the wall clock says.
+    private static func nextIncarnation(
+        _ host: HostName, _ store: any ClusterStore
+    ) async throws -> UInt64 {
+        let before = try await MemberRecords(store: store).read(host)?.record.incarnation ?? 0
+        return max(UInt64(Date().timeIntervalSince1970 * 1_000), before + 1)
+    }
+
+    private static func watchdog(_ wanted: SelfFenceConfiguration) throws -> LinuxWatchdog? {
+        guard wanted.enabled, let path = wanted.watchdogPath else { return nil }
+        return try LinuxWatchdog(path: path, timeoutSeconds: wanted.watchdogSeconds)
     }
 
     /// - Throws: also when etcd does not answer: what is wrong with its endpoints and certificates is said at once.
-    private static func openStore(_ cluster: ClusterConfiguration) async throws -> any ClusterStore {
+    private static func openStore(_ cluster: ClusterConfiguration) async throws -> any ClusterStore
+    {
         let wanted = cluster.store
         guard wanted.kind == .etcd else {
             return try SQLiteStore(path: cluster.daemon.storePath)
@@ -154,6 +179,25 @@ struct HostEnvironment: Sendable {
     func monitorPath(_ pair: PairName) -> String {
         configuration.monitorDirectory + "/" + pair.text.replacing("/", with: "_") + ".sock"
     }
+}
+
+extension ClusterConfiguration {
+    /// - Throws: `invalidArgument` for times that do not fit together.
+    func timing() throws -> ClusterTiming {
+        func nanoseconds(_ milliseconds: Int) -> UInt64 { UInt64(milliseconds) * 1_000_000 }
+        return try ClusterTiming(
+            heartbeatNanoseconds: nanoseconds(daemon.heartbeatPeriodMilliseconds),
+            renewalNanoseconds: nanoseconds(selfFence.renewalMilliseconds),
+            deadlineNanoseconds: nanoseconds(selfFence.deadlineMilliseconds),
+            stopNanoseconds: nanoseconds(selfFence.stopMilliseconds),
+            watchdogNanoseconds: selfFence.watchdogPath.map { _ in
+                nanoseconds(selfFence.watchdogSeconds * 1_000)
+            }, driftPartsPerMillion: UInt64(selfFence.driftPartsPerMillion),
+            proofNanoseconds: selfFence.waitMilliseconds.map(nanoseconds))
+    }
+
+    /// The ways on which hosts are heard.
+    var ways: [HeartbeatWay] { heartbeat.udp == nil ? [.pool, .store] : [.pool, .store, .udp] }
 }
 
 extension TLSPaths {

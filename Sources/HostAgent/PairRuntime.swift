@@ -24,12 +24,16 @@ final class PairRuntime {
     var work: PairWork?
     /// The QEMU that was here ended in the way of a guest that shut down, or was ended by a user.
     var guestEnded = false
+    /// The claim that this very ftvmd has made last.
+    var claimed: Generation?
+    /// A claim is being written.
+    var isClaiming = false
     /// We have ended, or are ending, this QEMU: what libvirt says of it is no user's doing.
     var endedByUs = false
     /// The QEMU is gone, and libvirt has not said why yet: conclude nothing before this time.
     var reasonDueAtNanoseconds: UInt64 = 0
     /// When it was last told that a fence is waited for, and of which generation.
-    var waitingTold: (generation: Generation?, atNanoseconds: UInt64)?
+    var waitingTold: (generation: Generation?, reason: String, atNanoseconds: UInt64)?
     /// The guest has just been promoted here: until then it has the machine to itself.
     var quietUntilNanoseconds: UInt64 = 0
     /// What libvirt said last of the domain; nil: ask.

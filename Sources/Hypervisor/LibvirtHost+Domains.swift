@@ -95,6 +95,21 @@ extension LibvirtHost {
         }
     }
 
+    /// What tells this daemon from every other: the `<uuid>` of `<host>` in its capabilities.
+    package func hostUUID() async throws -> String {
+        try await use("ask for the host's UUID") { connection in
+            guard let text = virConnectGetCapabilities(connection.pointer) else {
+                throw LibvirtError.last("cannot ask libvirt for its capabilities")
+            }
+            defer { free(text) }
+            let tree = try XMLTree(parsing: String(cString: text)).root
+            guard let uuid = tree.first("host")?.first("uuid")?.text else {
+                throw FtvmError(.unsupported, "libvirt's capabilities name no host UUID")
+            }
+            return uuid
+        }
+    }
+
     /// libvirt's way to put a version into one number.
     private static func version(_ number: UInt) -> String {
         "\(number / 1_000_000).\(number / 1_000 % 1_000).\(number % 1_000)"

@@ -18,6 +18,11 @@ struct HostFiles {
         try Files.write(libvirtdConfiguration, to: "\(directory)/etc-libvirt/libvirtd.conf")
         try Files.write(qemuConfiguration, to: "\(directory)/etc-libvirt/qemu.conf")
         try Files.write(daemonConfiguration, to: layout.daemonConfiguration(of: host.name))
+        try Files.makeDirectory(layout.configurationDirectory(of: host.name))
+        if specification.separateMachines {
+            try Files.write(
+                "FTVM_TEST_KERNEL=\(host.number)\n", to: layout.daemonEnvironment(of: host.name))
+        }
         if let root = specification.qemuRoots[host.name.text] { try setQEMU(root: root) }
     }
 
@@ -110,6 +115,27 @@ struct HostFiles {
                 name = "huge"
                 kind = "hugetlbfs"
                 path = "\(layout.hugePool)"
+
+                """
+        }
+        return text + cluster
+    }
+
+    /// The hosts hear each other over the switch as well, and share the machine's kernel.
+    private var cluster: String {
+        var text = """
+
+            [heartbeat]
+            key_file = "\(layout.clusterKey)"
+
+            """
+        for number in 1...specification.hostCount {
+            text += """
+
+                [[hosts]]
+                name = "h\(number)"
+                address = "\(LabLayout.address(ofHost: number))"
+                machine = "\(specification.separateMachines ? "h\(number)" : "lab")"
 
                 """
         }

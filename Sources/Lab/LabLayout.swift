@@ -55,6 +55,12 @@ package struct LabLayout: Hashable, Sendable {
     package func daemonConfiguration(of host: HostName) -> String {
         "\(directory(of: host))/ftvmd.toml"
     }
+    /// More of `ftvmd`'s configuration: empty, for whoever tries something out.
+    package func configurationDirectory(of host: HostName) -> String {
+        "\(directory(of: host))/conf.d"
+    }
+    /// The key that signs the hosts' heartbeats.
+    var clusterKey: String { "\(directory)/cluster.key" }
     /// Variables that `ftvmd` gets when it is started next, if the file is there: `NAME=VALUE`
     /// lines.
     package func daemonEnvironment(of host: HostName) -> String {

@@ -60,6 +60,9 @@ extension Lab {
     private func writeFiles() throws {
         try Files.makeDirectory("\(layout.directory)/store")
         try Files.makeDirectory(layout.drivers)
+        let key = (0..<4).map { _ in String(UInt64.random(in: .min ... .max), radix: 36) }
+        try Files.write(key.joined(), to: layout.clusterKey)
+        chmod(layout.clusterKey, 0o600)
         let driver = try Machine.qemuDriver()
         let link = "\(layout.drivers)/libvirt_driver_qemu.so"
         guard symlink(driver, link) == 0 else { throw systemFailure("cannot make \(link)", errno) }

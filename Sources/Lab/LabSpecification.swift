@@ -20,6 +20,9 @@ package struct LabSpecification: Hashable, Sendable, Codable {
     package var heartbeatMissesUntilDead: Int
     /// Hosts with another QEMU than the machine's, and where it is unpacked (`Scripts/newer-qemu`).
     package var qemuRoots: [String: String] = [:]
+    /// Each host plays a machine of its own: the kernel, which they do share, tells none of another's locks, so
+    /// that a host's death has to be proven by a fence.
+    package var separateMachines = false
     /// How long a host may take to start, in seconds.
     package var startLimitSeconds = 30
 

@@ -40,12 +40,14 @@ public struct ClusterEvent: Hashable, Sendable, Codable {
     public var pair: PairName?
     /// One sentence for a person.
     public var message: String
+    /// Why, as a value; nil for what needs no reason, and for events of older versions.
+    public var reason: EventReason?
     /// Figures of the event, such as `rollback-pages` or `promotion-milliseconds`.
     public var figures: [String: Double]
 
     public init(
         number: UInt64 = 0, time: Double, kind: Kind, host: HostName, pair: PairName? = nil,
-        message: String, figures: [String: Double] = [:]
+        message: String, reason: EventReason? = nil, figures: [String: Double] = [:]
     ) {
         self.number = number
         self.time = time
@@ -53,6 +55,7 @@ public struct ClusterEvent: Hashable, Sendable, Codable {
         self.host = host
         self.pair = pair
         self.message = message
+        self.reason = reason
         self.figures = figures
     }
 }

@@ -65,3 +65,26 @@ public struct FenceRecord: Hashable, Sendable, Codable {
         self.withoutLibvirt = false
     }
 }
+
+/// A host's membership of the cluster, in the store: which start of its ftvmd counts, its lease, and its fence. One
+/// key, so that a renewal, a fence and a new start exclude each other by compare-and-swap: a host that renews is not
+/// fenced, one that is fenced does not renew, and a proof counts for the incarnation beside it.
+public struct HostMembership: Hashable, Sendable, Codable {
+    public var name: HostName
+    /// The registered incarnation.
+    public var incarnation: UInt64
+    /// Raised with every renewal of the lease.
+    public var lease: UInt64
+    /// This incarnation ends its guests by itself, and its watchdog ends the host where it cannot.
+    public var hasSelfFence: Bool
+    /// nil: nobody fences it.
+    public var fence: FenceRecord?
+
+    public init(name: HostName, incarnation: UInt64, hasSelfFence: Bool) {
+        self.name = name
+        self.incarnation = incarnation
+        self.lease = 1
+        self.hasSelfFence = hasSelfFence
+        self.fence = nil
+    }
+}

@@ -20,6 +20,9 @@ final class ScriptedService: ControlService {
         var accepted: Result<PairView, FtvmError> = .failure(
             FtvmError(.internalError, "unscripted"))
         var switchoverRequests: [SwitchoverRequest] = []
+        var fenceRequests: [FenceHostRequest] = []
+        var fenceAccepted: Result<HostMembership, FtvmError> = .failure(
+            FtvmError(.notFound, "there is no such host"))
         /// What `drain` and `undrain` answer.
         var drainAccepted: Result<HostDrainView, FtvmError> = .failure(
             FtvmError(.internalError, "unscripted"))
@@ -109,6 +112,14 @@ final class ScriptedService: ControlService {
     }
     func undrain(_ host: HostName) async throws(FtvmError) -> HostDrainView {
         try note("undrain \(host)") { $0.drainAccepted }
+    }
+    func fence(
+        _ host: HostName, _ request: FenceHostRequest
+    ) async throws(FtvmError) -> HostMembership {
+        try note("fence \(host)") { state in
+            state.fenceRequests.append(request)
+            return state.fenceAccepted
+        }
     }
     func startDrill(
         _ name: PairName, _ request: DrillRequest

@@ -14,9 +14,14 @@ package struct LabShape: Sendable {
     /// ftvmd's; nil: as set for all tests.
     package var logLevel: String?
 
+    /// Hosts tell nothing of each other's locks.
+    package var separateMachines: Bool
+
     package init(
-        hosts: Int = 3, poolSize: String? = nil, hugePages: Int = 0, logLevel: String? = nil
+        hosts: Int = 3, poolSize: String? = nil, hugePages: Int = 0, logLevel: String? = nil,
+        separateMachines: Bool = false
     ) {
+        self.separateMachines = separateMachines
         self.logLevel = logLevel
         self.hosts = hosts
         self.poolSize = poolSize
@@ -77,6 +82,7 @@ package final class TestLab: Sendable {
             "--hosts", "\(shape.hosts)", "--log-level", shape.logLevel ?? Settings.logLevel,
         ]
         if let poolSize = shape.poolSize { arguments += ["--pool-size", poolSize] }
+        if shape.separateMachines { arguments.append("--separate-machines") }
         if shape.hugePages > 0 { arguments += ["--huge-pages", "\(shape.hugePages)"] }
         _ = try await labCommand("up", arguments, seconds: 120)
         state.withLock { $0 = State() }

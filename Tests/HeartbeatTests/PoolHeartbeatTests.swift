@@ -31,7 +31,8 @@ private func eventually(_ condition: () throws -> Bool) rethrows -> Bool {
         #expect(one.slot != two.slot)
         let expected = [
             HeartbeatReading(host: h1, incarnation: 7, counter: 1, processHoldsSlot: true),
-            HeartbeatReading(host: h2, incarnation: 9, counter: 1, processHoldsSlot: true),
+            HeartbeatReading(
+                host: h2, incarnation: 9, counter: 1, processHoldsSlot: true, slot: 1),
         ]
         #expect(try one.read() == expected)
         #expect(try two.read() == expected)
