@@ -37,7 +37,12 @@ extension Agent {
         runtime.driver = nil
         runtime.forgetQEMU()
         tellHandOver(name, switchover, report)
-        await claimed(name)
+        if cluster.fencing.lockTells(of: switchover.target) {
+            await claimed(name)
+        } else if report.releasedEarly {
+            // The target sees no lock of ours: our word is what it waits for.
+            await change(name, .reportPrimaryLost(reason: "handed over by \(host)"))
+        }
         // libvirt's side; nobody waits for it.
         try await worker.destroy(name)
     }
@@ -80,8 +85,13 @@ extension Agent {
         }
         let segment = try environment.openSegment(reference, access: .write)
         await change(name, .armSwitchover)
-        guard records[name]?.record.switchover?.armed == true else { return }
+        guard let armed = records[name]?.record, armed.switchover?.armed == true else { return }
         FaultPoint.reached("switchover.armed")
+        guard cluster.fencing.lockTells(of: armed.primary) else {
+            // Between machines the source's word is what tells; then the ordinary rules decide.
+            while awaitsHandOver(name) { try await Task.sleep(for: .milliseconds(5)) }
+            return
+        }
         let wait = LockWait()
         let watcher = Task {
             while !Task.isCancelled, self.awaitsHandOver(name) {

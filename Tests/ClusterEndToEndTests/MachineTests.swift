@@ -36,7 +36,8 @@ extension ClusterEndToEnd {
                 try await Task.sleep(for: .seconds(2))
                 let still = try await lab.present()
                 #expect(still.generation == before.generation && still.promoting == nil)
-                let probe = try await lab.attempt(["check"], on: try other(lab, before))
+                let socket = lab.layout.daemonSocket(of: try other(lab, before))
+                let probe = try await Command.attempt([Command.ftvm, "check", "--socket", socket])
                 #expect(probe.status == 2 && probe.output.hasPrefix("FTVM CRITICAL"))
                 let host = try other(lab, before)
                 let outcome = try await lab.attempt(
@@ -83,6 +84,54 @@ extension ClusterEndToEnd {
                 }
             }
             ClusterEndToEnd.report("frozen host to promotion decided, by an agent", decisions)
+            try await lab.removeDemo()
+        }
+
+        /// A planned move needs no fence: the source's own word is the proof.
+        @Test func aPlannedMoveBetweenMachines() async throws {
+            let lab = try TestLab.here()
+            try await lab.removeDemo()
+            let (guest, before) = try await lab.protectedDemo()
+            let covered = try await guest.covered()
+            let number = try await lab.lastEvent()
+            _ = try await lab.ftvm(PairView.self, "switchover", TestLab.demo)
+            let pair = try await lab.protected { $0.primary == before.secondary }
+            #expect(pair.generation == before.generation.next)
+            let events = try await lab.events(after: number)
+            #expect(!events.contains { $0.kind == .waitingForFence })
+            try await guest.goesOn(from: covered)
+            try await lab.removeDemo()
+        }
+
+        /// Nothing says goodbye and no lock is seen to be free: what counts are the heartbeats missed, and an agent that
+        /// answers at once.
+        @Test(arguments: ["default", "fast"])
+        func aDeadHostIsNoticedInTime(profile: String) async throws {
+            let lab = try TestLab.here()
+            try await lab.removeDemo()
+            let (period, misses) = profile == "fast" ? (40, 4) : (100, 5)
+            try await lab.configure { _ in
+                "heartbeat_period_milliseconds = \(period)\n"
+                    + "heartbeat_misses_until_dead = \(misses)\n"
+                    + ClusterEndToEnd.fences(lab, "fence_liar")
+            }
+            var (guest, pair) = try await lab.protectedDemo()
+            var decisions: [Double] = []
+            for round in 1...ClusterEndToEnd.rounds {
+                let covered = try await guest.covered()
+                let before = pair
+                let number = try await lab.lastEvent()
+                let strike = try await Strike(.host, lab, before)
+                pair = try await lab.protected("protected without its host, round \(round)") {
+                    $0.primary == before.secondary
+                }
+                decisions.append(
+                    try await ClusterEndToEnd.decision(lab, after: number, death: strike.time))
+                try await guest.goesOn(from: covered)
+                try await lab.start(before.primary)
+            }
+            ClusterEndToEnd.report(
+                "host killed to promotion decided, another machine, \(profile)", decisions)
             try await lab.removeDemo()
         }
 
