@@ -33,10 +33,12 @@ extension Agent {
         let domain = try await worker.runningDomain(record)
         try await worker.abandonTakeOver(record, domain)
         await progress(name, "reserving the segment")
-        let reference = try await reserveSegment(record, domain)
+        let (reference, layout) = try await reserveSegment(record, domain)
         let segment = try environment.openSegment(reference, access: .write)
+        let memory = try GuestMemory(domain.blocks, layout: layout)
         try await environment.pairs.update(name) {
             $0.segment = reference
+            $0.ramLayout = layout
             $0.liveXML = domain.liveXML
             $0.progress = PairProgress(step: "moving memory into the pool", percent: 0)
         }
@@ -54,7 +56,9 @@ extension Agent {
         let driver: PrimaryDriver
         do {
             defer { told.finish() }
-            driver = try await worker.takeOver(record, domain, segment: segment) { told.yield($0) }
+            driver = try await worker.takeOver(
+                record, domain, segment: segment, memory: memory
+            ) { told.yield($0) }
         } catch {
             await teller.value
             throw error
@@ -68,18 +72,25 @@ extension Agent {
     /// Makes the pair's segment, or finds the one in which the running guest's memory already is.
     private func reserveSegment(
         _ record: PairRecord, _ domain: PairWorker.RunningDomain
-    ) async throws -> SegmentReference {
+    ) async throws -> (SegmentReference, RAMLayout) {
         let poolName = record.options.pool ?? environment.configuration.pools[0].name
         let pool = try environment.pool(poolName)
+        let layout = try RAMLayout(
+            domain.blocks, mainBytes: record.memoryBytes,
+            pageSizeBytes: UInt64(pool.pageSizeBytes))
         let reference = SegmentReference(pool: poolName, name: record.uuid)
         if let old = record.segment {
             let oldPool = try environment.pool(old.pool)
-            if try worker.runsOnSegment(domain, old) { return old }
+            if try worker.runsOnSegment(domain, old) {
+                return (old, record.ramLayout ?? layout.mainOnly)
+            }
             try await blocking { _ = try oldPool.removeSegment(name: old.name) }
         }
         let specification = SegmentSpecification(
-            name: record.uuid, uuid: record.uuid, memoryBytes: record.memoryBytes,
-            undoLogBytes: record.options.undoLogBytes, numaNodes: record.options.numaNodes,
+            name: record.uuid, uuid: record.uuid, memoryBytes: layout.totalBytes,
+            undoLogBytes: record.options.undoLogBytes,
+            stateSlotBytes: try DomainXML(domain.liveXML).deviceStateBytes,
+            numaNodes: record.options.numaNodes,
             generation: record.generation)
         try await blocking {
             try pool.removeStaleCreations()
@@ -87,7 +98,7 @@ extension Agent {
             try pool.removeSegment(name: specification.name)
             _ = try pool.createSegment(specification)
         }
-        return reference
+        return (reference, layout)
     }
 
     func adopt(_ name: PairName) async throws {

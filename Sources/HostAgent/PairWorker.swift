@@ -18,7 +18,8 @@ struct PairWorker: Sendable {
     struct RunningDomain: Sendable {
         let process: QEMUProcess
         let monitor: any Monitor
-        let memory: GuestMemory
+        /// All of its RAM blocks, with their addresses.
+        let blocks: [RAMBlock]
         let liveXML: String
     }
 
@@ -30,12 +31,9 @@ struct PairWorker: Sendable {
         // A take-over whose ftvmd died may have left QEMU's main thread, which serves the monitor, waiting.
         try process.releaseFaults()
         let monitor = try await monitor(of: record.name, liveXML: liveXML)
-        let memoryBytes = record.memoryBytes
-        let memory = try await blocking {
-            try GuestMemory.locate(monitor: monitor, expectedBytes: memoryBytes)
-        }
+        let blocks = try await blocking { try process.ramBlocks(monitor: monitor) }
         return RunningDomain(
-            process: process, monitor: monitor, memory: memory, liveXML: liveXML)
+            process: process, monitor: monitor, blocks: blocks, liveXML: liveXML)
     }
 
     /// Our own monitor where the QEMU was started with one (200 us a command), else libvirt's (700 us).
@@ -53,13 +51,12 @@ struct PairWorker: Sendable {
 
     // MARK: - Primary
 
-    /// Whether the running domain's memory is this segment already.
+    /// Whether the running domain's memory, or a part of it, is this segment already.
     func runsOnSegment(_ domain: RunningDomain, _ reference: SegmentReference) throws -> Bool {
-        guard let segment = try? environment.openSegment(reference, access: .read),
-            segment.memoryBytes == domain.memory.lengthBytes
-        else { return false }
-        return try domain.process.mapping(of: domain.memory)
-            == .file(FileIdentity(descriptor: segment.ramDescriptor), writable: true)
+        guard let segment = try? environment.openSegment(reference, access: .read) else {
+            return false
+        }
+        return try domain.process.usesMemory(of: segment)
     }
 
     /// What a former ftvmd left half done is taken back, while its segment still tells how things stand.
@@ -77,7 +74,7 @@ struct PairWorker: Sendable {
 
     /// Protects a running domain of this host.
     func takeOver(
-        _ record: PairRecord, _ domain: RunningDomain, segment: Segment,
+        _ record: PairRecord, _ domain: RunningDomain, segment: Segment, memory: GuestMemory,
         progress: @escaping @Sendable (PrimaryDriver.TakeOverStep) -> Void
     ) async throws -> PrimaryDriver {
         let injector = environment.injector
@@ -88,7 +85,7 @@ struct PairWorker: Sendable {
             defer { close(lock) }
             try PrimaryLock.acquire(lock)
             return try PrimaryDriver.takeOver(
-                process: domain.process, memory: domain.memory, monitor: domain.monitor,
+                process: domain.process, memory: memory, monitor: domain.monitor,
                 segment: segment, generation: generation, lock: lock, injector: injector,
                 nics: nics, progress: progress)
         }
@@ -100,14 +97,15 @@ struct PairWorker: Sendable {
         let generation = record.generation
         let liveXML = try await libvirt.liveXML(identifier)
         let process = try await libvirt.process(identifier)
+        let layout = record.ramLayout
         let path = ownMonitor(of: record.name, liveXML: liveXML)
         let other = path == nil ? try await libvirt.monitor(identifier) : nil
         let injector = environment.injector
         let nics = try DomainXML(liveXML).guestNICs()
         return try await blocking {
             try PrimaryDriver.adopt(
-                process: process, segment: segment, generation: generation, injector: injector,
-                nics: nics,
+                process: process, segment: segment, layout: layout, generation: generation,
+                injector: injector, nics: nics,
                 connect: {
                     if let other { return other }
                     return try QMPConnection(path: path ?? "", label: record.name.text)
@@ -161,11 +159,12 @@ struct PairWorker: Sendable {
         let process = try await libvirt.process(.name(name))
         let injector = environment.injector
         let nics = try DomainXML(try await libvirt.liveXML(.name(name))).guestNICs()
+        let layout = record.ramLayout
         return try await blocking {
             let monitor = try QMPConnection(path: path, label: name)
             return try WaitingSecondary.prepare(
-                process: process, monitor: monitor, segment: segment, injector: injector,
-                nics: nics)
+                process: process, monitor: monitor, segment: segment, layout: layout,
+                injector: injector, nics: nics)
         }
     }
 

@@ -70,6 +70,13 @@ package struct DomainXML: Hashable, Sendable {
         (root.first("devices")?.all("interface") ?? []).map(Interface.init)
     }
 
+    /// Room that the saved device state may need, in bytes. A virtio-gpu keeps its pictures there.
+    package var deviceStateBytes: UInt64 {
+        let videos = root.first("devices")?.all("video") ?? []
+        let hasGPU = videos.contains { $0.first("model")?["type"] == "virtio" }
+        return hasGPU ? 64 << 20 : 4 << 20
+    }
+
     /// The number of bytes that an element such as `<memory unit='KiB'>` names.
     /// Units: https://libvirt.org/formatdomain.html#memory-allocation (KiB when not given).
     static func bytes(of element: XMLTree.Element?) -> UInt64? {

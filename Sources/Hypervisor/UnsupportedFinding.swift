@@ -79,11 +79,10 @@ extension DomainXML {
                 "remove <genid>")
         }
         let os = root.first("os")
-        let loaderType = os?.first("loader")?["type"]
-        if os?["firmware"] == "efi" || loaderType == "pflash" || os?.first("nvram") != nil {
+        if let type = os?.first("nvram")?["type"], type != "file" {
             refuse(
-                "UEFI firmware", "its variable store is memory that is not carried yet",
-                "boot the guest with BIOS")
+                "UEFI firmware", "its variables are kept in storage of type \(type)",
+                "use a file: it is written anew from memory at each failover")
         }
         if let security = root.first("launchSecurity") {
             refuse(
@@ -120,10 +119,12 @@ extension DomainXML {
                 "maxMemory", "memory that can be plugged in is not carried yet",
                 "remove <maxMemory>")
         }
-        if hasNUMACells {
+        let cells = root.descend("cpu", "numa")?.all("cell") ?? []
+        if cells.contains(where: { $0["memAccess"] == "shared" }) {
             refuse(
-                "numa cells", "guest memory in several blocks is not carried yet",
-                "remove <numa> from <cpu>")
+                "numa cells",
+                "another process that writes to guest memory is not seen by the page tracker",
+                "remove memAccess from <cell>")
         }
         let backing = memoryBacking
         if backing.hugePages {

@@ -79,6 +79,8 @@ package struct Injector {
     /// Our end, and the process's end, of the socket pair that descriptors travel over.
     private let ourSocket: Int32
     private let theirSocket: Int32
+    /// The file that was mapped last: a guest's blocks are mapped from one file, one after the other.
+    private var file: (descriptor: Int32, remote: UInt64)?
 
     package init(pid: pid_t) throws(InjectionError) {
         self.pid = pid
@@ -103,18 +105,19 @@ package struct Injector {
 
     /// Leaves nothing behind in the process but what the operations were to leave.
     package func finish() {
+        if let file { _ = try? session.call(.close, file.remote) }
         _ = try? session.call(.close, UInt64(theirSocket))
         _ = try? session.call(.munmap, scratch, Injector.scratchLength)
         session.finish()
         Glibc.close(ourSocket)
     }
 
-    package func perform(_ operation: InjectionOperation) throws(InjectionError) -> UInt64 {
+    package mutating func perform(_ operation: InjectionOperation) throws(InjectionError) -> UInt64
+    {
         switch operation {
         case .userfaultfd(let device): return try makeUserfaultfd(device: device)
         case .mapFile(let descriptor, let address, let length, let writable, let offset):
-            let remote = try install(descriptor)
-            defer { _ = try? session.call(.close, remote) }
+            let remote = try kept(descriptor)
             let protection = writable ? PROT_READ | PROT_WRITE : PROT_READ
             return try session.call(
                 .mmap, address, length, UInt64(protection),
@@ -133,6 +136,15 @@ package struct Injector {
         case .close(let remote):
             return try session.call(.close, UInt64(remote))
         }
+    }
+
+    private mutating func kept(_ descriptor: Int32) throws(InjectionError) -> UInt64 {
+        if let file, file.descriptor == descriptor { return file.remote }
+        if let file { try session.call(.close, file.remote) }
+        file = nil
+        let remote = try install(descriptor)
+        file = (descriptor, remote)
+        return remote
     }
 
     private func makeUserfaultfd(device: Int32) throws(InjectionError) -> UInt64 {

@@ -9,13 +9,16 @@ package struct SegmentFlags: OptionSet, Sendable, Hashable, Codable, CustomStrin
     package static let grafted = SegmentFlags(rawValue: 1 << 1)
     /// The pair is being disabled: the segment's contents are being given back.
     package static let disabling = SegmentFlags(rawValue: 1 << 2)
+    /// A user has paused the guest: whoever goes on from the last commit must not resume it.
+    package static let pausedByUser = SegmentFlags(rawValue: 1 << 3)
 
     package var names: [String] {
         var names: [String] = []
         if contains(.pausedByCommit) { names.append("paused-by-commit") }
         if contains(.grafted) { names.append("grafted") }
         if contains(.disabling) { names.append("disabling") }
-        let unknown = rawValue & ~0b111
+        if contains(.pausedByUser) { names.append("paused-by-user") }
+        let unknown = rawValue & ~0b1111
         if unknown != 0 { names.append("0x" + String(unknown, radix: 16)) }
         return names
     }

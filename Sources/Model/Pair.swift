@@ -98,6 +98,8 @@ public struct PairRecord: Hashable, Sendable, Codable {
     public var domainXML: String
     /// The running domain's XML (addresses and aliases assigned), from which a secondary is made.
     public var liveXML: String?
+    /// Which of QEMU's RAM blocks are in the segment; nil: the main memory and nothing else.
+    public var ramLayout: RAMLayout?
     /// Whether libvirt kept the domain persistently before it was enabled.
     public var persistent: Bool
     /// Guest RAM in bytes.
@@ -130,6 +132,7 @@ public struct PairRecord: Hashable, Sendable, Codable {
         self.options = options
         self.domainXML = domainXML
         self.liveXML = nil
+        self.ramLayout = nil
         self.persistent = persistent
         self.memoryBytes = memoryBytes
         self.progress = nil

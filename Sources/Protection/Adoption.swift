@@ -12,16 +12,19 @@ extension PrimaryDriver {
     /// The tracker comes first and without a word to QEMU: its main thread, which serves the monitor, may itself be
     /// waiting for a protected page, or for somebody to empty the gate's sockets. `connect` is called when that has been
     /// seen to.
-    /// - Parameter nics: all NICs of the guest.
+    /// - Parameters:
+    ///   - layout: which RAM blocks are in the segment; nil: the main memory and nothing else.
+    ///   - nics: all NICs of the guest.
     /// - Throws: `.failedPrecondition` when the QEMU does not carry what a primary carries: then it is not one.
     package static func adopt(
-        process: QEMUProcess, segment: Segment, generation: Generation, injector: InjectorProcess,
-        nics: [GuestNIC] = [], connect: () throws -> any Monitor
+        process: QEMUProcess, segment: Segment, layout: RAMLayout? = nil,
+        generation: Generation, injector: InjectorProcess, nics: [GuestNIC] = [],
+        connect: () throws -> any Monitor
     ) throws -> PrimaryDriver {
         let lockFile = try segment.openLock()
         defer { Glibc.close(lockFile) }
         guard let preparation = try Preparation.found(in: process, lockFile: lockFile),
-            let memory = try process.memory(mappedFrom: segment),
+            let memory = try process.memory(mappedFrom: segment, layout: layout),
             segment.position.epoch.number > 0
         else {
             throw FtvmError(
@@ -43,6 +46,7 @@ extension PrimaryDriver {
                 defer { pump?.stop() }
                 let monitor = try connect()
                 FaultPoint.reached("adoption.connected")
+                try adoptCopied(layout, process, monitor, tracking.tracker)
                 let gate = try NetworkGate.settled(
                     found, pump, process: process, monitor: monitor, segment: segment,
                     generation: generation, nics: nics, injector: injector)
@@ -63,6 +67,15 @@ extension PrimaryDriver {
             preparation.closeAll()
             throw error
         }
+    }
+
+    /// Where copied blocks are only QEMU can say. Until then the tracker lets everybody through who writes to them.
+    private static func adoptCopied(
+        _ layout: RAMLayout?, _ process: QEMUProcess, _ monitor: any Monitor, _ tracker: PageTracker
+    ) throws {
+        guard let layout, layout.places.contains(where: \.isCopied) else { return }
+        let memory = try GuestMemory(process.ramBlocks(monitor: monitor), layout: layout)
+        try tracker.adopt(copied: memory.copied)
     }
 
     /// The gate that a former ftvmd has put into the QEMU; nil when there is none.

@@ -71,6 +71,7 @@ package final class Committer: @unchecked Sendable {
         // A fenced guest waits at its next first touch, and could not be stopped.
         try requireOwnGeneration()
         guard try monitor.isRunning(attending: output) else { return nil }
+        if segment.flags.contains(.pausedByUser) { segment.removeFlags(.pausedByUser) }
         let early = try tracker.protectEarly()
         var steps = CommitSteps()
         segment.insertFlags(.pausedByCommit)
@@ -119,7 +120,16 @@ package final class Committer: @unchecked Sendable {
 
     /// Commits a guest that stands still because a user wants it to, and leaves it so.
     /// - Throws: `.failedPrecondition` when it was resumed meanwhile: then its epoch goes on.
-    package func commitStandingStill() throws -> CommitReport { try saveAndFinish(.standStill) }
+    package func commitStandingStill() throws -> CommitReport {
+        // Before the record: nobody who goes on from it may resume the guest.
+        segment.insertFlags(.pausedByUser)
+        do {
+            return try saveAndFinish(.standStill)
+        } catch let error as FtvmError where error.code == .failedPrecondition {
+            segment.removeFlags(.pausedByUser)
+            throw error
+        }
+    }
 
     private static func canGoOn(after error: any Error) -> Bool {
         switch (error as? FtvmError)?.code {

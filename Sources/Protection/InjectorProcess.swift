@@ -75,6 +75,7 @@ package struct InjectorProcess: Sendable {
         _ operation: InjectionOperation, into descriptors: inout [Int32]
     ) -> InjectionOperation {
         func passed(_ descriptor: Int32) -> Int32 {
+            if let known = descriptors.firstIndex(of: descriptor) { return Int32(known) + 3 }
             descriptors.append(descriptor)
             return Int32(descriptors.count) + 2
         }

@@ -12,7 +12,7 @@ package struct LiveMove {
     enum Direction {
         /// From the QEMU's private memory into the segment.
         case intoSegment
-        /// From the segment into private memory of the QEMU at this address.
+        /// From the segment into private memory of the QEMU at this address, laid out as the segment is.
         case outOfSegment(target: UInt64)
     }
 
@@ -85,18 +85,26 @@ package struct LiveMove {
     }
 
     private func copy(offset: UInt64, length: UInt64) throws {
+        try memory.forEachRange(offset: offset, length: length) { address, offset, length in
+            switch direction {
+            case .intoSegment: try copy(offset: offset, address: address, length: length)
+            case .outOfSegment(let target):
+                try copy(offset: offset, address: target + offset, length: length)
+            }
+        }
+    }
+
+    private func copy(offset: UInt64, address: UInt64, length: UInt64) throws {
         var done: UInt64 = 0
         while done < length {
-            let position = offset + done
-            let local = segment.ram + Int(position)
+            let local = segment.ram + Int(offset + done)
             let left = Int(length - done)
             let result =
                 switch direction {
                 case .intoSegment:
-                    ftvm_process_vm_read(
-                        process.processID, local, memory.hostAddress + position, left)
-                case .outOfSegment(let target):
-                    ftvm_process_vm_write(process.processID, local, target + position, left)
+                    ftvm_process_vm_read(process.processID, local, address + done, left)
+                case .outOfSegment:
+                    ftvm_process_vm_write(process.processID, local, address + done, left)
                 }
             guard result > 0 else {
                 throw FtvmError(

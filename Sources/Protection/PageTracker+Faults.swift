@@ -64,9 +64,11 @@ extension PageTracker {
 
     /// One fault, under the lock.
     private func handle(address: UInt64) {
-        guard address >= memory.hostAddress, address < memory.hostEnd else { return }
+        guard let offset = memory.offset(ofAddress: address) else {
+            return handleCopied(address: address)
+        }
         faultCount &+= 1
-        let page = (address - memory.hostAddress) / pageSizeBytes
+        let page = offset / pageSizeBytes
         var count: UInt64 = 1
         if !isTouched(page) {
             count = clusterLength(from: page)
@@ -93,7 +95,7 @@ extension PageTracker {
     /// writes then waits until this QEMU is ended. A page that finds the log full is let through: the guest must be
     /// able to reach its next stop. The epoch is then marked as one that cannot be rolled back, before the page is
     /// unprotected, and an early commit is on its way.
-    private func log(_ segment: Segment, _ page: UInt64, _ count: UInt64) -> Bool {
+    func log(_ segment: Segment, _ page: UInt64, _ count: UInt64) -> Bool {
         switch segment.appendUndo(firstPage: page, count: Int(count), epoch: Epoch(runningEpoch)) {
         case .appended: return true
         case .fenced:

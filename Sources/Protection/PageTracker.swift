@@ -36,6 +36,8 @@ package final class PageTracker: @unchecked Sendable {
     private(set) var touchedCount: UInt64 = 0
     /// The epoch that runs now: entries of the log carry its number. Under the lock.
     private(set) var runningEpoch: UInt64 = 0
+    /// RAM blocks that each commit copies. Under the lock.
+    var copied: CopiedBlocks?
     /// What is logged before it is touched. Under the lock.
     var ahead: LogAhead?
     var logsAhead = true
@@ -52,7 +54,7 @@ package final class PageTracker: @unchecked Sendable {
     let wakeDescriptor: Int32
     private var thread = pthread_t()
     private var running = false
-    private var process: QEMUProcess
+    let process: QEMUProcess
 
     /// Faults handled, and overflows of the undo log, since the start. Read without the lock, for figures.
     package internal(set) var faultCount: UInt64 = 0
@@ -90,6 +92,7 @@ package final class PageTracker: @unchecked Sendable {
         orders.initialize(to: 0)
         if let segment {
             ahead = LogAhead(pageCount: pageCount, undoCapacity: segment.undoCapacity)
+            copied = CopiedBlocks(memory.copied, of: process)
         }
         guard wakeDescriptor >= 0 else {
             throw FtvmError(.resourceExhausted, "cannot make an eventfd for the page tracker")
@@ -110,12 +113,15 @@ package final class PageTracker: @unchecked Sendable {
 
     /// Registers the range with the userfaultfd and protects all of it. Nothing is tracked before this.
     package func protectAll() throws {
-        try expect(
-            ftvm_uffd_register_wp(uffd, memory.hostAddress, memory.lengthBytes),
-            "register guest RAM with userfaultfd")
-        try expect(
-            ftvm_uffd_protect(uffd, memory.hostAddress, memory.lengthBytes),
-            "write-protect guest RAM")
+        for block in memory.blocks {
+            try expect(
+                ftvm_uffd_register_wp(uffd, block.hostAddress, block.lengthBytes),
+                "register guest RAM with userfaultfd")
+            try expect(
+                ftvm_uffd_protect(uffd, block.hostAddress, block.lengthBytes),
+                "write-protect guest RAM")
+        }
+        try protectCopiedLocked()
     }
 
     /// Takes over from a tracker that died: these pages were logged, and may be unprotected.
@@ -139,8 +145,11 @@ package final class PageTracker: @unchecked Sendable {
                 .resourceExhausted, "cannot start the page tracker's thread",
                 cause: String(cString: strerror(result)))
         }
-        try expect(
-            ftvm_uffd_wake(uffd, memory.hostAddress, memory.lengthBytes), "wake waiting vCPUs")
+        for block in memory.blocks {
+            try expect(
+                ftvm_uffd_wake(uffd, block.hostAddress, block.lengthBytes), "wake waiting vCPUs")
+        }
+        _ = ftvm_uffd_wake_all(uffd)
     }
 
     /// Ends the thread. Pages stay as they are: a write to a protected page then blocks, until another
@@ -166,10 +175,12 @@ package final class PageTracker: @unchecked Sendable {
 
     /// No page is tracked any more; whoever waits goes on.
     package func release() {
-        _ = ftvm_uffd_unregister(uffd, memory.hostAddress, memory.lengthBytes)
+        for block in memory.blocks {
+            _ = ftvm_uffd_unregister(uffd, block.hostAddress, block.lengthBytes)
+        }
     }
 
-    private func expect(_ result: Int32, _ what: String) throws {
+    func expect(_ result: Int32, _ what: String) throws {
         guard result < 0 else { return }
         throw FtvmError(
             result == -ESRCH ? .unavailable : .unsupported,
@@ -301,8 +312,8 @@ package final class PageTracker: @unchecked Sendable {
     /// - Returns: how many pages QEMU has touched meanwhile, and where in the undo log the new epoch begins.
     func openEpochLocked(_ epoch: Epoch) throws -> (touchedPages: UInt64, undoStart: UInt64) {
         let late = try protectTouchedLocked()
-        // The images were taken before that.
-        if late > 0 { ahead?.forgetPrepared() }
+        // The images were taken before that, or are where entries have been written since.
+        if try commitCopiedLocked() || late > 0 { ahead?.forgetPrepared() }
         let undoStart = segment?.undoHead ?? 0
         beginEpochLocked(epoch)
         publishPreparedLocked(undoStart)
@@ -319,17 +330,19 @@ package final class PageTracker: @unchecked Sendable {
     func renumberEpochLocked(_ epoch: Epoch) { runningEpoch = epoch.number }
 
     private func protect(firstPage: UInt64, endPage: UInt64) throws {
-        try expect(
-            ftvm_uffd_protect(
-                uffd, memory.hostAddress + firstPage * pageSizeBytes,
-                (endPage - firstPage) * pageSizeBytes),
-            "write-protect guest RAM again")
+        try memory.forEachRange(
+            offset: firstPage * pageSizeBytes, length: (endPage - firstPage) * pageSizeBytes
+        ) { address, _, length in
+            try expect(
+                ftvm_uffd_protect(uffd, address, length), "write-protect guest RAM again")
+        }
     }
 
     /// The caller holds the lock, and has logged the pages.
     func unprotectLocked(firstPage: UInt64, count: UInt64) {
-        _ = ftvm_uffd_unprotect(
-            uffd, memory.hostAddress + firstPage * pageSizeBytes, count * pageSizeBytes)
+        memory.forEachRange(offset: firstPage * pageSizeBytes, length: count * pageSizeBytes) {
+            _ = ftvm_uffd_unprotect(uffd, $0, $2)
+        }
     }
 
     func isTouched(_ page: UInt64) -> Bool {

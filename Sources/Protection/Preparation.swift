@@ -13,10 +13,10 @@ struct Preparation {
     let lock: Int32
 
     /// Puts everything into the QEMU in one session, together with the mapping that makes the segment its
-    /// memory, when one is given.
+    /// memory, where it is given.
     static func install(
         in process: QEMUProcess, lock: Int32, injector: InjectorProcess,
-        mapping: InjectionOperation? = nil
+        mapping: [InjectionOperation] = []
     ) throws -> Preparation {
         let device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC)
         guard device >= 0 else {
@@ -27,13 +27,14 @@ struct Preparation {
         }
         defer { Glibc.close(device) }
         let file = try DeviceStateChannel.makeMemoryFile()
-        var operations: [InjectionOperation] = mapping.map { [$0] } ?? []
-        operations += [
-            .userfaultfd(device: device), .install(descriptor: file), .install(descriptor: lock),
-        ]
+        let operations: [InjectionOperation] =
+            mapping + [
+                .userfaultfd(device: device), .install(descriptor: file),
+                .install(descriptor: lock),
+            ]
         do {
             let results = try injector.run(in: process, operations)
-            let first = mapping == nil ? 0 : 1
+            let first = mapping.count
             let uffd = try process.duplicate(descriptor: Int32(results[first]))
             let handshake = ftvm_uffd_api(uffd, ftvm_uffd_features())
             guard handshake == 0 else {

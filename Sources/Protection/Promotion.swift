@@ -49,6 +49,8 @@ extension PrimaryDriver {
         }
         let rollback = try segment.rollBack()
         segment.cutOutput(to: record.logs)
+        try CopiedBlocks.restore(
+            secondary.memory.copied, of: secondary.process, from: segment)
         FaultPoint.reached("promotion.rolled-back")
         var report = PromotionReport(rollback: rollback)
         report.rollbackNanoseconds = clock.step()
@@ -57,9 +59,7 @@ extension PrimaryDriver {
         }
         let preparation = try Preparation.install(
             in: secondary.process, lock: lock, injector: injector,
-            mapping: .mapFile(
-                descriptor: segment.ramDescriptor, address: secondary.memory.hostAddress,
-                length: secondary.memory.lengthBytes, writable: true, offset: 0))
+            mapping: secondary.memory.mapping(of: segment.ramDescriptor, writable: true))
         segment.insertFlags(.grafted)
         FaultPoint.reached("promotion.writable")
         report.injectionNanoseconds = clock.step()
@@ -87,6 +87,7 @@ extension PrimaryDriver {
         _ clock: inout StepClock
     ) throws {
         // Tracked from before the first write of the new primary: loading may write guest memory already.
+        tracker.withLock { tracker.copied?.areCommitted() }
         try tracker.protectAll()
         try tracker.start(epoch: report.rollback.commit.epoch.next)
         report.protectionNanoseconds = clock.step()
@@ -99,7 +100,9 @@ extension PrimaryDriver {
         }
         report.gateNanoseconds = clock.step()
         segment.removeFlags(.pausedByCommit)
-        try monitor.cont(timeoutMilliseconds: Committer.commandTimeoutMilliseconds)
+        if !segment.flags.contains(.pausedByUser) {
+            try monitor.cont(timeoutMilliseconds: Committer.commandTimeoutMilliseconds)
+        }
         FaultPoint.reached("promotion.running")
         report.resumeNanoseconds = clock.step()
         report.totalNanoseconds = clock.total()

@@ -82,15 +82,48 @@ extension QEMUProcess {
             cause: String(cString: strerror(number)))
     }
 
-    /// Where the segment's RAM is mapped for writing, all of it; nil when it is not.
-    func memory(mappedFrom segment: Segment) throws -> GuestMemory? {
+    /// Where the segment's RAM is mapped for writing, block by block.
+    func blocks(mappedFrom segment: Segment) throws -> [GuestMemory.Block] {
         let file = try FileIdentity(descriptor: segment.ramDescriptor)
-        let region = try maps().regions.first {
-            $0.shared && $0.writable && $0.offset == 0
+        var blocks: [GuestMemory.Block] = []
+        let regions = try memoryMap().regions.filter {
+            $0.shared && $0.writable
                 && FileIdentity(device: $0.device, inode: $0.inode) == file
         }
-        guard let region, region.end - region.start == segment.memoryBytes else { return nil }
-        return GuestMemory(hostAddress: region.start, lengthBytes: segment.memoryBytes)
+        for region in regions.sorted(by: { $0.offset < $1.offset }) {
+            let length = region.end - region.start
+            // One block may be several mappings: those that follow each other in both are one again.
+            if let last = blocks.last, last.hostEnd == region.start, last.end == region.offset {
+                blocks[blocks.count - 1] = GuestMemory.Block(
+                    hostAddress: last.hostAddress, offset: last.offset,
+                    lengthBytes: last.lengthBytes + length)
+            } else {
+                blocks.append(
+                    GuestMemory.Block(
+                        hostAddress: region.start, offset: region.offset, lengthBytes: length))
+            }
+        }
+        return blocks
+    }
+
+    /// Whether anything of the segment's RAM is mapped for writing.
+    package func usesMemory(of segment: Segment) throws -> Bool {
+        try !blocks(mappedFrom: segment).isEmpty
+    }
+
+    /// Where the segment's RAM is mapped for writing, all of it that is to be mapped; nil when it is not.
+    /// - Parameter layout: nil for a segment that holds the main memory and nothing else.
+    func memory(
+        mappedFrom segment: Segment, layout: RAMLayout?
+    ) throws -> GuestMemory? {
+        let blocks = try blocks(mappedFrom: segment)
+        var end: UInt64 = 0
+        for block in blocks {
+            guard block.offset == end else { return nil }
+            end = block.end
+        }
+        guard end == layout?.mappedBytes ?? segment.memoryBytes else { return nil }
+        return GuestMemory(blocks: blocks)
     }
 
     /// Takes all memory off every userfaultfd in the process, without a word to it: whoever waits for a tracker that is
@@ -136,7 +169,7 @@ extension QEMUProcess {
         return ranges
     }
 
-    private func maps() throws -> ProcessMaps {
+    func memoryMap() throws -> ProcessMaps {
         do { return try ProcessMaps(pid: processID) } catch {
             throw FtvmError(
                 .unavailable, "cannot read the memory map of QEMU (process \(processID))",
@@ -144,12 +177,22 @@ extension QEMUProcess {
         }
     }
 
-    /// How the range is mapped now.
+    /// How its blocks are mapped now.
     package func mapping(of memory: GuestMemory) throws -> GuestMemoryMapping {
-        let regions = try maps().regions(in: memory.hostAddress..<memory.hostEnd)
-        var covered = memory.hostAddress
+        let maps = try memoryMap()
+        let all = memory.blocks.map { mapping(of: $0, maps) }
+        let first = all[0]
+        if all.allSatisfy({ $0 == first }) { return first }
+        if all.contains(.incomplete) { return .incomplete }
+        return all.contains { if case .file = $0 { true } else { false } }
+            ? .otherShared : .privateMemory
+    }
+
+    private func mapping(of block: GuestMemory.Block, _ maps: ProcessMaps) -> GuestMemoryMapping {
+        let regions = maps.regions(in: block.hostAddress..<block.hostEnd)
+        var covered = block.hostAddress
         for region in regions where region.start <= covered { covered = max(covered, region.end) }
-        guard covered >= memory.hostEnd, let first = regions.first else { return .incomplete }
+        guard covered >= block.hostEnd, let first = regions.first else { return .incomplete }
         if regions.count == 1, first.shared, first.inode != 0 {
             return .file(
                 FileIdentity(device: first.device, inode: first.inode), writable: first.writable)
@@ -158,23 +201,10 @@ extension QEMUProcess {
     }
 }
 
-/// Where a guest's RAM is in its QEMU's address space. One block: guests with NUMA cells have more, and
-/// are refused so far.
-package struct GuestMemory: Sendable, Hashable {
-    package let hostAddress: UInt64
-    package let lengthBytes: UInt64
-    package var hostEnd: UInt64 { hostAddress + lengthBytes }
-
-    package init(hostAddress: UInt64, lengthBytes: UInt64) {
-        self.hostAddress = hostAddress
-        self.lengthBytes = lengthBytes
-    }
-}
-
 /// What stands behind a guest's RAM.
 package enum GuestMemoryMapping: Sendable, Hashable {
     case privateMemory
-    /// One shared file mapping covers it all.
+    /// Shared mappings of one file cover it all, one for each block.
     case file(FileIdentity, writable: Bool)
     case otherShared
     /// Not all of the range is mapped.

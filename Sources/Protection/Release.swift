@@ -94,15 +94,8 @@ extension PrimaryDriver {
             defer { Glibc.close(lockFile) }
             try Preparation.remove(
                 from: process, lockFile: lockFile, injector: injector,
-                moving: [
-                    .move(from: target, to: memory.hostAddress, length: memory.lengthBytes),
-                    .advise(
-                        address: memory.hostAddress, length: memory.lengthBytes,
-                        advice: Int32(MADV_DONTFORK)),
-                    .advise(
-                        address: memory.hostAddress, length: memory.lengthBytes,
-                        advice: Int32(MADV_HUGEPAGE)),
-                ])
+                moving: memory.moving(from: target) + memory.advising(MADV_DONTFORK)
+                    + memory.advising(MADV_HUGEPAGE))
             segment.removeFlags(.grafted)
             // A guest that somebody has resumed meanwhile, and that waits at a write: it finds its own memory now.
             _ = ftvm_uffd_wake_all(preparation.uffd)

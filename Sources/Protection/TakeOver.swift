@@ -34,17 +34,20 @@ extension PrimaryDriver {
         let preparation = try Preparation.install(in: process, lock: lock, injector: injector)
         var attachment: GateAttachment?
         do {
+            // A guest that its user has paused stays so.
+            let wasRunning = try monitor.status().running
             if !nics.isEmpty {
                 attachment = try GateAttachment.install(
                     in: process, monitor: monitor, nics: nics, injector: injector)
             }
             if isInSegment {
-                segment.insertFlags(.pausedByCommit)
+                if wasRunning { segment.insertFlags(.pausedByCommit) }
                 try monitor.stop(timeoutMilliseconds: Committer.stopTimeoutMilliseconds)
             } else {
                 try moveIntoSegment(
                     process: process, memory: memory, monitor: monitor, segment: segment,
-                    preparation: preparation, injector: injector, progress: progress)
+                    preparation: preparation, injector: injector, wasRunning: wasRunning,
+                    progress: progress)
             }
             // The guest stands still: all frames of its first epoch are held, and none of before.
             try attachment?.setFilters(on: true, monitor: monitor)
@@ -55,7 +58,8 @@ extension PrimaryDriver {
             return try firstCommit(
                 PrimaryDriver(
                     process: process, memory: memory, segment: segment, monitor: monitor,
-                    preparation: preparation, generation: generation, gate: gate))
+                    preparation: preparation, generation: generation, gate: gate),
+                wasRunning: wasRunning)
         } catch {
             attachment?.closeAll()
             preparation.closeAll()
@@ -99,7 +103,7 @@ extension PrimaryDriver {
     /// Afterwards the guest stands still and its memory is the segment.
     private static func moveIntoSegment(
         process: QEMUProcess, memory: GuestMemory, monitor: any Monitor, segment: Segment,
-        preparation: Preparation, injector: InjectorProcess,
+        preparation: Preparation, injector: InjectorProcess, wasRunning: Bool,
         progress: @escaping @Sendable (TakeOverStep) -> Void
     ) throws {
         let tracker = try PageTracker(
@@ -114,33 +118,33 @@ extension PrimaryDriver {
         FaultPoint.reached("takeover.protected")
         try move.copyWhileRunning(tracker: tracker)
         progress(.switching)
-        segment.insertFlags(.pausedByCommit)
+        if wasRunning { segment.insertFlags(.pausedByCommit) }
         FaultPoint.reached("takeover.copied")
         try monitor.stop(timeoutMilliseconds: Committer.stopTimeoutMilliseconds)
         FaultPoint.reached("takeover.stopped")
         try move.copyRest(stopping: tracker)
         _ = try injector.run(
             in: process,
-            [
-                .mapFile(
-                    descriptor: segment.ramDescriptor, address: memory.hostAddress,
-                    length: memory.lengthBytes, writable: true, offset: 0),
-                .advise(
-                    address: memory.hostAddress, length: memory.lengthBytes,
-                    advice: Int32(MADV_DONTFORK)),
-            ])
+            memory.mapping(of: segment.ramDescriptor, writable: true)
+                + memory.advising(MADV_DONTFORK))
         segment.insertFlags(.grafted)
         FaultPoint.reached("takeover.mapped")
     }
 
-    /// Tracks from here on, publishes the state in which the guest stands, and resumes it.
-    private static func firstCommit(_ driver: PrimaryDriver) throws -> PrimaryDriver {
+    /// Tracks from here on, publishes the state in which the guest stands, and resumes it if it ran.
+    private static func firstCommit(
+        _ driver: PrimaryDriver, wasRunning: Bool
+    ) throws -> PrimaryDriver {
         do {
             try driver.tracker.protectAll()
             try driver.tracker.start(epoch: driver.segment.position.epoch.next)
             FaultPoint.reached("takeover.tracking")
-            _ = try driver.committer.commitStopped(
-                began: MonotonicClock.nowNanoseconds(), .resume)
+            if wasRunning {
+                _ = try driver.committer.commitStopped(
+                    began: MonotonicClock.nowNanoseconds(), .resume)
+            } else {
+                _ = try driver.committer.commitStandingStill()
+            }
             return driver
         } catch {
             driver.tracker.stop()

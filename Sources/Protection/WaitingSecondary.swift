@@ -26,23 +26,23 @@ package final class WaitingSecondary: @unchecked Sendable {
     /// Makes a QEMU that was started with `-incoming defer` a secondary: maps the segment's RAM over its own,
     /// with a descriptor that was opened read-only, so that the kernel itself refuses write access until the
     /// promotion. May be repeated: a restarted ftvmd finds the mapping in place and leaves it.
-    /// - Parameter nics: all NICs of the guest, as they are on this host.
+    /// - Parameters:
+    ///   - layout: which RAM blocks are in the segment; nil: the main memory and nothing else.
+    ///   - nics: all NICs of the guest, as they are on this host.
     package static func prepare(
-        process: QEMUProcess, monitor: any Monitor, segment: Segment, injector: InjectorProcess,
-        nics: [GuestNIC] = []
+        process: QEMUProcess, monitor: any Monitor, segment: Segment, layout: RAMLayout? = nil,
+        injector: InjectorProcess, nics: [GuestNIC] = []
     ) throws -> WaitingSecondary {
-        let memory = try GuestMemory.locate(monitor: monitor, expectedBytes: segment.memoryBytes)
+        let memory =
+            try layout.map {
+                try GuestMemory(process.ramBlocks(monitor: monitor), layout: $0)
+            } ?? GuestMemory.locate(monitor: monitor, expectedBytes: segment.memoryBytes)
         let file = try FileIdentity(descriptor: segment.ramDescriptor)
         if try process.mapping(of: memory) != .file(file, writable: false) {
             let descriptor = try segment.openRAMReadOnly()
             defer { close(descriptor) }
             _ = try injector.run(
-                in: process,
-                [
-                    .mapFile(
-                        descriptor: descriptor, address: memory.hostAddress,
-                        length: memory.lengthBytes, writable: false, offset: 0)
-                ])
+                in: process, memory.mapping(of: descriptor, writable: false))
         }
         guard try process.mapping(of: memory) == .file(file, writable: false) else {
             throw FtvmError(
@@ -72,23 +72,5 @@ package final class WaitingSecondary: @unchecked Sendable {
         }
         return try GateAttachment.install(
             in: process, monitor: monitor, nics: nics, injector: injector)
-    }
-}
-
-extension GuestMemory {
-    /// Where the guest's RAM block is in its QEMU.
-    /// - Parameter expectedBytes: the guest's memory as the domain's XML has it.
-    package static func locate(monitor: any Monitor, expectedBytes: UInt64) throws -> GuestMemory {
-        let blocks = try monitor.ramBlocksWithAddresses()
-        guard let block = blocks.first(where: { $0.usedBytes == expectedBytes }),
-            let address = block.hostAddress
-        else {
-            throw FtvmError(
-                .unsupported,
-                "the guest's RAM is not one block of \(expectedBytes) bytes in QEMU",
-                cause: blocks.map { "\($0.name): \($0.usedBytes) bytes" }.joined(separator: ", "),
-                advice: "guests with NUMA cells or memory devices cannot be protected yet")
-        }
-        return GuestMemory(hostAddress: address, lengthBytes: expectedBytes)
     }
 }

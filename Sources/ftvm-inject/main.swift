@@ -23,7 +23,7 @@ for word in CommandLine.arguments.dropFirst(2) {
 }
 
 do {
-    let injector = try Injector(pid: pid)
+    var injector = try Injector(pid: pid)
     defer { injector.finish() }
     for operation in operations { print(try injector.perform(operation)) }
 } catch {

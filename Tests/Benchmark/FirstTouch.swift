@@ -61,7 +61,7 @@ struct FirstTouchBenchmark {
             in: process,
             [
                 .mapFile(
-                    descriptor: segment.ramDescriptor, address: memory.hostAddress,
+                    descriptor: segment.ramDescriptor, address: child.address,
                     length: memory.lengthBytes, writable: true, offset: 0),
                 .userfaultfd(device: device),
             ])

@@ -129,7 +129,7 @@ import Testing
     @Test func flagsOfSeveralThreadsDoNotLoseEachOther() async throws {
         let pool = home.pool
         try await withThrowingTaskGroup(of: Void.self) { group in
-            for flag in [SegmentFlags.pausedByCommit, .grafted, .disabling] {
+            for flag in [SegmentFlags.pausedByCommit, .grafted, .disabling, .pausedByUser] {
                 group.addTask {
                     let segment = try pool.openSegment(name: "vm", access: .write)
                     for _ in 0..<2000 {
@@ -143,8 +143,8 @@ import Testing
             }
             try await group.waitForAll()
         }
-        #expect(old.flags == [.pausedByCommit, .grafted, .disabling])
-        #expect(old.flags.description == "paused-by-commit, grafted, disabling")
+        #expect(old.flags == [.pausedByCommit, .grafted, .disabling, .pausedByUser])
+        #expect(old.flags.description == "paused-by-commit, grafted, disabling, paused-by-user")
     }
 
     @Test func anOverflowForbidsTheRollbackUntilItsEpochIsCommitted() throws {
