@@ -243,6 +243,10 @@ let package = Package(
             dependencies: ["EndToEndSupport", "GuestClients", "Lab", "ControlAPI", "Model"],
             exclude: ["Agents"], swiftSettings: strict),
         .testTarget(
+            name: "DomainsEndToEndTests",
+            dependencies: ["EndToEndSupport", "GuestClients", "Lab", "ControlAPI", "Model"],
+            swiftSettings: strict),
+        .testTarget(
             name: "EndToEndTests", dependencies: ["EndToEndSupport", "Lab", "ControlAPI", "Model"],
             swiftSettings: strict),
     ]

@@ -12,6 +12,7 @@
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/wait.h>
+#include <sys/timex.h>
 #include <unistd.h>
 
 #ifndef PTRACE_GETSIGMASK
@@ -138,3 +139,10 @@ int ftvm_pipe(int ends[2]) { return (int)result_of(pipe2(ends, O_CLOEXEC)); }
 void ftvm_name_thread(const char *name) { pthread_setname_np(pthread_self(), name); }
 unsigned ftvm_device_major(dev_t device) { return major(device); }
 unsigned ftvm_device_minor(dev_t device) { return minor(device); }
+
+int ftvm_clock_is_synchronized(void) {
+    struct timex time = {0};
+    int state = adjtimex(&time);
+    if (state < 0) return -errno;
+    return state != TIME_ERROR && !(time.status & STA_UNSYNC);
+}

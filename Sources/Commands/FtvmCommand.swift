@@ -22,7 +22,7 @@ struct FtvmCommand: AsyncParsableCommand {
 
             Exit codes: 0 done, 2 wrong usage, 3 not found, 4 already so, 5 cannot be protected, 6 not \
             in the present state, 7 full, 8 no answer, 9 timed out, 10 not allowed, 11 somebody else \
-            was first, 12 damaged data, 20 a drill that failed, 1 a defect of ftvm. An error says what happened, why, and what \
+            was first, 12 damaged data, 20 a drill that failed, 21 a check that failed, 1 a defect of ftvm. An error says what happened, why, and what \
             to do next.
             """,
         version: FtvmVersion.text,
@@ -36,10 +36,13 @@ struct FtvmCommand: AsyncParsableCommand {
                 name: "Observation",
                 subcommands: [
                     Status.self, List.self, Hosts.self, Events.self, Check.self,
-                    PoolCommand.self, Version.self,
+                    PoolCommand.self, Doctor.self, Version.self,
                 ]),
             CommandGroup(
-                name: "Setup", subcommands: [ConfigCommand.self, LabCommand.self, Completion.self]),
+                name: "Setup",
+                subcommands: [
+                    ConfigCommand.self, LabCommand.self, Completion.self, LibvirtHook.self,
+                ]),
         ])
 }
 

@@ -129,6 +129,9 @@ public final class ControlClient: ControlService {
     public func hosts() async throws(FtvmError) -> [HostView] {
         try await call(.get, ControlRoute.hosts)
     }
+    public func doctor(domain: String?) async throws(FtvmError) -> DoctorReport {
+        try await call(.get, ControlRoute.doctorPath(domain: domain))
+    }
     public func events(_ query: EventQuery) async throws(FtvmError) -> [ClusterEvent] {
         try await call(.get, query.path)
     }

@@ -34,6 +34,9 @@ public enum ControlRoute {
     /// GET: `PoolDetailView`.
     public static let pool = "/v1/pools/:name"
 
+    /// GET: `DoctorReport`; with `?domain=NAME` also of that domain. Takes some seconds.
+    public static let doctor = "/v1/doctor"
+
     /// The parameter in the templates above.
     public static let nameParameter = "name"
 
@@ -51,6 +54,9 @@ public enum ControlRoute {
     }
     public static func fencePath(host: HostName) -> String {
         hosts + "/" + encode(host.text) + "/fence"
+    }
+    public static func doctorPath(domain: String?) -> String {
+        doctor + (domain.map { "?domain=" + encode($0) } ?? "")
     }
     public static func path(pool: PoolName) -> String { pools + "/" + encode(pool.text) }
 

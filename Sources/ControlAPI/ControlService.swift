@@ -37,6 +37,8 @@ public protocol ControlService: Sendable {
     func drills() async throws(FtvmError) -> [DrillReport]
     /// All hosts, by name.
     func hosts() async throws(FtvmError) -> [HostView]
+    /// Has every host look at itself, and judges that, and a domain.
+    func doctor(domain: String?) async throws(FtvmError) -> DoctorReport
     func events(_ query: EventQuery) async throws(FtvmError) -> [ClusterEvent]
     func pools() async throws(FtvmError) -> [PoolView]
     /// - Throws: `notFound` if there is no such pool.

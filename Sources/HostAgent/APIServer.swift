@@ -166,6 +166,11 @@ struct APIServer {
                         pair: parameters["pair"].map(String.init)))
             }
         }
+        router.get(RouterPath(ControlRoute.doctor)) { request, _ in
+            try await answer {
+                try await agent.doctor(request.uri.queryParameters["domain"].map(String.init))
+            }
+        }
         router.get(RouterPath(ControlRoute.pools)) { _, _ in
             try await answer { await agent.poolViews() }
         }

@@ -9,14 +9,17 @@ struct HostRequest: Codable, Sendable {
     var enable: EnableRequest?
     /// Do a drill's fault.
     var fault: DrillFault?
+    /// Look at itself.
+    var survey: SurveyRequest?
 }
 
-/// Exactly one of the two.
+/// Exactly one of these.
 struct HostAnswer: Codable, Sendable {
     var record: PairRecord?
     var error: FtvmError?
     /// When it was done, in seconds since 1970 on that host's clock.
     var doneAt: Double?
+    var survey: HostSurvey?
 }
 
 extension Agent {
@@ -94,6 +97,9 @@ extension Agent {
             return HostAnswer(record: try await enableHere(enable))
         }
         if let fault = request.fault { return HostAnswer(doneAt: try await doFault(fault)) }
+        if let survey = request.survey {
+            return HostAnswer(survey: await lookAtThisHost(survey))
+        }
         throw FtvmError(
             .unsupported, "host \(host) does not know what it is asked for",
             advice: "the ftvmd of all hosts must be of one version")

@@ -20,6 +20,14 @@ package struct GuestDomain: Hashable, Sendable {
     package var hasRedis = false
     /// With a second network card, on the same switch but in a network of its own, 10.78.0.0/24.
     package var hasSecondCard = false
+    /// `pc` or `q35`.
+    package var machine = "pc"
+    /// With UEFI firmware (OVMF) and variables of its own.
+    package var usesUEFI = false
+    /// The model of its screen; nil: none.
+    package var video: String?
+    /// With what most guests have: USB tablet, balloon, a second console, the agent's channel, panic device.
+    package var hasUsualDevices = false
 
     package init() {}
 
@@ -38,6 +46,38 @@ package struct GuestDomain: Hashable, Sendable {
             <serial type='file'>
         """
 
+    private static let usualDevices = """
+        <console type='pty'><target type='virtio'/></console>
+            <channel type='unix'>
+              <target type='virtio' name='org.qemu.guest_agent.0'/>
+            </channel>
+            <input type='tablet' bus='usb'/>
+            <panic model='isa'/>
+            <controller type='usb' model='qemu-xhci'/>
+            <memballoon model='virtio'/>
+        """
+
+    /// What makes it another machine than the template's.
+    private var variants: [(String, String)] {
+        var changes = [("machine='pc'>", "machine='\(machine)'>")]
+        if usesUEFI { changes.append(("<os>", "<os firmware='efi'>")) }
+        if let video {
+            changes.append(
+                (
+                    "<model type='none'/>\n    </video>",
+                    "<model type='\(video)'/>\n    </video>\n    <graphics type='vnc' autoport='yes'/>"
+                ))
+        }
+        if hasUsualDevices {
+            changes.append(
+                (
+                    "<controller type='usb' model='none'/>\n    <memballoon model='none'/>",
+                    Self.usualDevices
+                ))
+        }
+        return changes
+    }
+
     /// The domain's XML.
     /// - Parameter template: the text of `Examples/demo.xml`.
     /// - Throws: `FtvmError` `invalidArgument` when the template is another one.
@@ -51,21 +91,22 @@ package struct GuestDomain: Hashable, Sendable {
             hasSecondCard
             ? Self.secondInterface.replacingOccurrences(of: "%", with: secondMACAddress)
             : "<serial type='file'>"
-        let changes = [
-            ("<domain type='qemu'>", "<domain type='\(usesKVM ? "kvm" : "qemu")'>"),
-            ("<name>demo</name>", "<name>\(name)</name>"),
-            ("0a4d00000010</uuid>", "0a4d000000\(number)</uuid>"),
-            ("<memory unit='MiB'>256<", "<memory unit='MiB'>\(memoryMiB)<"),
-            ("<vcpu>1<", "<vcpu>\(vcpus)<"),
-            (">/var/cache/ftvm/guest/vmlinuz<", ">\(imageDirectory)/vmlinuz<"),
-            (
-                ">/var/cache/ftvm/guest/initrd<",
-                ">\(imageDirectory)/\(hasRedis ? "initrd-redis" : "initrd")<"
-            ),
-            ("ftvm.ip=10.77.0.10/24", settings),
-            ("52:54:00:77:00:10", macAddress), ("<serial type='file'>", devices),
-            ("demo-console.log", "\(name)-console.log"),
-        ]
+        let changes =
+            variants + [
+                ("<domain type='qemu'>", "<domain type='\(usesKVM ? "kvm" : "qemu")'>"),
+                ("<name>demo</name>", "<name>\(name)</name>"),
+                ("0a4d00000010</uuid>", "0a4d000000\(number)</uuid>"),
+                ("<memory unit='MiB'>256<", "<memory unit='MiB'>\(memoryMiB)<"),
+                ("<vcpu>1<", "<vcpu>\(vcpus)<"),
+                (">/var/cache/ftvm/guest/vmlinuz<", ">\(imageDirectory)/vmlinuz<"),
+                (
+                    ">/var/cache/ftvm/guest/initrd<",
+                    ">\(imageDirectory)/\(hasRedis ? "initrd-redis" : "initrd")<"
+                ),
+                ("ftvm.ip=10.77.0.10/24", settings),
+                ("52:54:00:77:00:10", macAddress), ("<serial type='file'>", devices),
+                ("demo-console.log", "\(name)-console.log"),
+            ]
         return try changes.reduce(template) { text, change in
             guard text.components(separatedBy: change.0).count == 2 else {
                 throw FtvmError(

@@ -1,4 +1,5 @@
 import Foundation
+import Glibc
 import Model
 
 /// The files that a host finds when it boots: what a real machine has on its disk.
@@ -12,7 +13,11 @@ struct HostFiles {
     /// Writes everything; called once, when the lab is made. What a host keeps over a crash
     /// (`/etc/libvirt`, `/var`) is under `etc-libvirt` and `var`.
     func write() throws {
-        for part in ["etc-libvirt/qemu", "var/lib", "var/cache/qemu/capabilities", "var/log/qemu"] {
+
+        for part in [
+            "etc-libvirt/qemu", "etc-libvirt/hooks", "var/lib", "var/cache/qemu/capabilities",
+            "var/log/qemu",
+        ] {
             try Files.makeDirectory("\(directory)/\(part)")
         }
         try Files.write(libvirtdConfiguration, to: "\(directory)/etc-libvirt/libvirtd.conf")
@@ -22,6 +27,13 @@ struct HostFiles {
         if specification.separateMachines {
             try Files.write(
                 "FTVM_TEST_KERNEL=\(host.number)\n", to: layout.daemonEnvironment(of: host.name))
+        }
+        if let tool {
+            let path = "\(directory)/etc-libvirt/hooks/qemu"
+            let socket = layout.daemonSocket(of: host.name)
+            try Files.write(
+                "#!/bin/sh\nFTVM_SOCKET='\(socket)' exec '\(tool)' hook \"$@\"\n", to: path)
+            chmod(path, 0o755)
         }
         if let root = specification.qemuRoots[host.name.text] { try setQEMU(root: root) }
     }
@@ -72,10 +84,16 @@ struct HostFiles {
             """
     }
 
+    /// `ftvm`, beside the daemon.
+    private var tool: String? {
+        specification.daemonPath.map { daemon in
+            daemon.split(separator: "/").dropLast().map { "/\($0)" }.joined() + "/ftvm"
+        }
+    }
+
     /// A host of a lab is killed from outside all hosts, where `ftvm` runs.
     private var drill: String {
-        guard let daemon = specification.daemonPath else { return "" }
-        let tool = daemon.split(separator: "/").dropLast().map { "/\($0)" }.joined() + "/ftvm"
+        guard let tool else { return "" }
         return """
 
             [drill]

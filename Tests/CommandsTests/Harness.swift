@@ -33,6 +33,7 @@ final class ScriptedService: ControlService {
             FtvmError(.internalError, "unscripted"))
         var drillRequests: [DrillRequest] = []
         var drillReports: [DrillReport] = []
+        var doctorReport = DoctorReport(checks: [])
         /// `VERB argument`, in order.
         var calls: [String] = []
         var enableRequests: [EnableRequest] = []
@@ -134,6 +135,9 @@ final class ScriptedService: ControlService {
             state.drillReports.append(report)
             return .success(report)
         }
+    }
+    func doctor(domain: String?) async throws(FtvmError) -> DoctorReport {
+        try note("doctor \(domain ?? "")") { .success($0.doctorReport) }
     }
     func drills() async throws(FtvmError) -> [DrillReport] {
         try note("drills") { .success($0.drillReports) }

@@ -146,7 +146,7 @@ extension TestLab {
                 _ = try await virsh(host, "destroy", name)
             }
             if try await domains(host).contains(name) {
-                _ = try await virsh(host, "undefine", name)
+                _ = try await virsh(host, "undefine", "--nvram", name)
             }
         }
     }

@@ -53,3 +53,6 @@ int ftvm_pipe(int ends[2]);
 void ftvm_name_thread(const char *name);
 unsigned ftvm_device_major(dev_t device);
 unsigned ftvm_device_minor(dev_t device);
+
+/* Whether somebody keeps this machine's clock (adjtimex(2)): 1 or 0, or -errno. */
+int ftvm_clock_is_synchronized(void);
