@@ -29,11 +29,10 @@ import Testing
         nonisolated(unsafe) var deaths: [String: Int] = [:]
         nonisolated(unsafe) var failures: [String] = []
         let lock = NSLock()
-        DispatchQueue.concurrentPerform(iterations: seeds) { index in
+        @Sendable func run(_ rounds: Int) {
             do {
                 let seed = UInt64.random(in: 1...UInt64.max / 2)
-                let ending = try Crasher().run(
-                    "rounds", ["\(seed)", "\(CheckerTests.rounds / seeds)", "none"])
+                let ending = try Crasher().run("rounds", ["\(seed)", "\(rounds)", "none"])
                 lock.withLock {
                     if ending.status != 0 { failures.append("seed \(seed): \(ending.output)") }
                     for line in ending.output.split(separator: "\n") {
@@ -47,11 +46,17 @@ import Testing
                 lock.withLock { failures.append("\(error)") }
             }
         }
-        #expect(failures == [])
-        if CheckerTests.rounds >= 1000 {
-            #expect(
-                CheckerTests.points.subtracting(deaths.keys) == [], "nobody died here: \(deaths)")
+        DispatchQueue.concurrentPerform(iterations: seeds) { _ in
+            run(CheckerTests.rounds / seeds)
         }
+        guard CheckerTests.rounds >= 1000 else { return #expect(failures == []) }
+        // Some points are reached once in some hundred rounds: luck is no reason to fail, only never is.
+        for _ in 0..<20 where !CheckerTests.points.isSubset(of: deaths.keys) {
+            run(CheckerTests.rounds / seeds)
+        }
+        #expect(failures == [])
+        #expect(
+            CheckerTests.points.subtracting(deaths.keys) == [], "nobody died here: \(deaths)")
     }
 
     /// Mistakes that a story finds and the checker cannot: nothing is damaged in it, and nobody is
