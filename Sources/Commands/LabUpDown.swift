@@ -1,4 +1,5 @@
 import ArgumentParser
+import ControlAPI
 import Glibc
 import Lab
 import Model
@@ -39,7 +40,8 @@ struct LabUp: AsyncParsableCommand {
     @Flag(
         help: ArgumentHelp(
             "Each host plays a machine of its own.",
-            discussion: "The kernel's word about a lock is then no proof, and a dead host must be fenced."))
+            discussion:
+                "The kernel's word about a lock is then no proof, and a dead host must be fenced."))
     var separateMachines = false
 
     @Flag(help: "Start the hosts without ftvmd.")
@@ -64,8 +66,34 @@ struct LabUp: AsyncParsableCommand {
         let progress = LabProgress()
         let made = try await Lab.up(specification, layout: lab.layout, progress: progress.report)
         let status = try await made.status()
+        try await Self.waitUntilHostsSeeEachOther(status)
         progress.report("\(HumanText.count(status.hosts.count, "host")) up")
         try output.print(status) { LabText.table(status) }
+    }
+
+    /// Whoever types the next command right away finds hosts that are online, not such as have not been heard yet.
+    private static func waitUntilHostsSeeEachOther(_ status: LabStatus) async throws {
+        let limit = ContinuousClock.now + .seconds(20)
+        for host in status.hosts {
+            guard let socket = host.daemonSocket else { continue }
+            let client = ControlClient(discovery: SocketDiscovery(option: socket))
+            var unseen: [String] = []
+            repeat {
+                let views = (try? await client.hosts()) ?? []
+                unseen = status.hosts.map(\.name)
+                    .filter { name in !views.contains { $0.name == name && $0.state == .online } }
+                    .map(\.text)
+                if unseen.isEmpty { break }
+                try await Task.sleep(for: .milliseconds(20))
+            } while ContinuousClock.now < limit
+            await client.shutdown()
+            guard unseen.isEmpty else {
+                throw FtvmError(
+                    .timedOut,
+                    "the lab is up, but \(host.name) does not hear \(unseen.joined(separator: ", "))",
+                    advice: "see \(host.directory)/ftvmd.log; 'ftvm lab down' ends the lab")
+            }
+        }
     }
 
     /// `ftvmd` lies beside `ftvm`.

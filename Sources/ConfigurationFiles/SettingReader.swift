@@ -107,9 +107,8 @@ struct SettingReader {
     ) -> Choice? where Choice.RawValue == String {
         guard let text = text(key) else { return nil }
         guard let choice = Choice(rawValue: text) else {
-            return wrong(
-                key,
-                "one of " + Choice.allCases.map { "\"\($0.rawValue)\"" }.joined(separator: ", "))
+            let choices = Choice.allCases.map { "\"\($0.rawValue)\"" }.joined(separator: ", ")
+            return wrong(key, "one of \(choices), not \"\(text)\"")
         }
         return choice
     }

@@ -203,9 +203,9 @@ extension EndToEnd {
                 contentsOfFile: lab.layout.daemonConfiguration(of: lab.hosts[0]), encoding: .utf8)
             for (text, words) in [
                 ("epoch_maximum_miliseconds = 20\n" + good, ["epoch_maximum_milliseconds"]),
-                (good + "pth = \"/nowhere\"\n", ["[[pool]]", "`pth`"]),
+                (good.replacing("\npath = ", with: "\npth = "), ["`pth`", "`path`", "line"]),
                 (
-                    "host = \"h1\"\nheartbeat_period_milliseconds = 0\n",
+                    "heartbeat_period_milliseconds = 0\n" + good,
                     ["heartbeat_period_milliseconds"]
                 ),
                 (good.replacing("tmpfs", with: "ramfs"), ["ramfs", "hugetlbfs"]),
