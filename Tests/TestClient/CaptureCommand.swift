@@ -27,15 +27,19 @@ struct CaptureCommand: ParsableCommand {
         var watch = Watch(macs: macs)
         var told = 0
         while !ending.hasCome {
+            // Whatever else is on the switch never falls silent: the end of it must be looked for all the same.
+            let pause = ContinuousClock.now + .milliseconds(50)
             while let frame = socket.next(milliseconds: 50) {
                 watch.take(frame)
-                if watch.frames - told >= 2_000 { break }
+                if watch.frames - told >= 2_000 || ContinuousClock.now >= pause { break }
             }
             if common.attended, watch.frames != told {
                 tell(ClientProgress(least: watch.frames, total: watch.frames))
             }
             told = watch.frames
         }
+        // What is in the socket by now counts.
+        while let frame = socket.next(milliseconds: 0) { watch.take(frame) }
         try common.finish(watch.report(dropped: socket.dropped))
     }
 }
