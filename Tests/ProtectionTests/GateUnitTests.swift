@@ -175,7 +175,8 @@ import Testing
         let inputLog = try #require(bench.segment.inputLog)
         func sendFromNetwork(_ number: Int) {
             let bytes = frame(number)
-            precondition(send(bench.network[0], bytes, bytes.count, 0) == bytes.count)
+            // A tap that is closed by now takes nothing.
+            _ = send(bench.network[0], bytes, bytes.count, Int32(MSG_NOSIGNAL))
         }
         func kept() -> [[UInt8]] {
             var frames: [[UInt8]] = []
