@@ -156,6 +156,7 @@ struct QMPInput {
     private mutating func receive(_ deadline: MonotonicDeadline) throws {
         let sleepsFrom = staysAwake ? MonotonicDeadline.nowMicroseconds + Self.awakeMicroseconds : 0
         var looksAt = MonotonicDeadline.nowMicroseconds + Self.slowMicroseconds
+        var isPeerGone = false
         while true {
             let count = ftvm_socket_receive(
                 descriptor, buffer.baseAddress?.advanced(by: end), buffer.count - end)
@@ -168,11 +169,16 @@ struct QMPInput {
             guard count == -Int(EAGAIN) else {
                 throw gone(cause: String(cString: strerror(Int32(-count))))
             }
+            if isPeerGone { throw gone(cause: "its process is ending") }
             let left = deadline.remainingMicroseconds
             guard left > 0 else { throw FtvmError(.timedOut, "no answer in time") }
             let now = MonotonicDeadline.nowMicroseconds
             if let isPeerEnding, now >= looksAt {
-                if isPeerEnding() { throw gone(cause: "its process is ending") }
+                if isPeerEnding() {
+                    // What it said last, why it ends among it, is in the socket by now.
+                    isPeerGone = true
+                    continue
+                }
                 looksAt = now + Self.slowMicroseconds
             }
             let isAwake = now < sleepsFrom
