@@ -20,8 +20,18 @@ extension QEMUProcess {
     /// A heap of more than this is not searched: QEMU's has some tens of MiB at most.
     private static let largestRegionBytes: UInt64 = 512 << 20
 
+    /// QEMU's heap grows and shrinks as it runs: what one map of it does not show, the next one may.
+    private static let mapsTried = 3
+
     private func locate(_ blocks: [RAMBlock]) throws -> [RAMBlock] {
-        let maps = try memoryMap()
+        var search = try search(for: blocks, in: memoryMap())
+        for _ in 1..<Self.mapsTried where !search.isComplete {
+            search = try self.search(for: blocks, in: memoryMap())
+        }
+        return try search.result(process: processID)
+    }
+
+    package func search(for blocks: [RAMBlock], in maps: ProcessMaps) -> RAMBlockSearch {
         let candidates = maps.regions.filter {
             $0.readable && $0.writable && !$0.shared && ($0.path == "[heap]" || $0.path.isEmpty)
                 && $0.end - $0.start <= Self.largestRegionBytes
@@ -34,7 +44,7 @@ extension QEMUProcess {
             guard !search.isGuestMemory(region) else { continue }
             scan(region, &search)
         }
-        return try search.result(process: processID)
+        return search
     }
 
     private func scan(_ region: ProcessMaps.Region, _ search: inout RAMBlockSearch) {
@@ -47,16 +57,17 @@ extension QEMUProcess {
         while position < region.end {
             let wanted = min(UInt64(chunk), region.end - position)
             let got = ftvm_process_vm_read(processID, base, position, Int(wanted))
-            guard got > overlap else { return }
+            guard got >= overlap else { return }
             search.look(at: UnsafeRawBufferPointer(start: base, count: got))
-            if UInt64(got) >= region.end - position { return }
-            position += UInt64((got - overlap) & ~15)
+            // Less than asked for: the rest has gone since the map was read.
+            if got < wanted || position + wanted == region.end { return }
+            position += UInt64(chunk - overlap) & ~15
         }
     }
 }
 
 /// The search through one heap.
-struct RAMBlockSearch {
+package struct RAMBlockSearch {
     /// Where things are in `struct RAMBlock`, counted from its field `offset`.
     private static let hostBefore = 16
     private static let nameAfter = 36
@@ -73,7 +84,7 @@ struct RAMBlockSearch {
         found = blocks.map { _ in [] }
     }
 
-    var isComplete: Bool { found.allSatisfy { !$0.isEmpty } }
+    package var isComplete: Bool { found.allSatisfy { !$0.isEmpty } }
 
     /// Memory of a size that only a block has is guest memory.
     func isGuestMemory(_ region: ProcessMaps.Region) -> Bool {
@@ -120,7 +131,7 @@ struct RAMBlockSearch {
         return covered >= address + length
     }
 
-    func result(process: Int32) throws -> [RAMBlock] {
+    package func result(process: Int32) throws -> [RAMBlock] {
         var result = blocks
         for index in blocks.indices {
             guard found[index].count == 1 else {
