@@ -2,7 +2,8 @@
 /// would then stand still for most of its time. So the guest runs for a minimum time first: a short one while its
 /// output comes in small portions, as from a server that answers and waits for the next request; a longer one, a
 /// multiple of what a commit costs, once epoch after epoch is full of frames. (Acknowledgements of what the guest
-/// receives in bulk are such frames too.)
+/// receives in bulk are such frames too.) A bulk sender that has fallen silent has filled its connections' windows, and
+/// waits for acknowledgements of what we hold: its long run ends then.
 ///
 /// A value without a clock: all times are monotonic nanoseconds given by the caller.
 package struct CommitPacing: Equatable, Sendable {
@@ -11,11 +12,13 @@ package struct CommitPacing: Equatable, Sendable {
     package static let bulkBytes: UInt64 = 192 << 10
     /// One with fewer than these is not: the next one may be short again.
     package static let calmFrames: UInt64 = 8
-    package static let calmBytes: UInt64 = 64 << 10
+    package static let calmBytes: UInt64 = 32 << 10
     /// The minimum run of a guest whose output comes in small portions.
     package static let shortestRun: UInt64 = 1_500_000
     /// Under bulk output the guest runs for at least so many times a pause: it stands still for a quarter of the time.
     package static let runPerPause: UInt64 = 3
+    /// A bulk sender without data for half a pause, and for no less than this, has nothing more to send.
+    package static let shortestQuiet: UInt64 = 300_000
 
     /// A guest that was just promoted is cold: everything costs it more, and several clients wait for an answer.
     package static let coldPhase: UInt64 = 150_000_000
@@ -65,12 +68,20 @@ package struct CommitPacing: Equatable, Sendable {
     }
 
     /// When the epoch is to be committed, if nothing else happens.
-    package func due(_ demand: GateDemand) -> UInt64 {
+    /// - Parameter lastData: when the guest last sent data in this epoch, if it did.
+    package func due(_ demand: GateDemand, lastData: UInt64? = nil) -> UInt64 {
         let latest = began + epochMaximum
         if hasFailed { return latest }
         switch demand {
         case .none: return latest
-        case .soon: return min(began + max(minimumRun, coldRun), latest)
+        case .soon:
+            let run = max(minimumRun, coldRun)
+            let quiet = lastData.map {
+                max(
+                    $0 + max(meanPause / 2, Self.shortestQuiet),
+                    began + max(min(minimumRun, Self.shortestRun), coldRun))
+            }
+            return min(began + run, quiet ?? latest, latest)
         case .now: return began
         }
     }

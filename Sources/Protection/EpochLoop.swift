@@ -122,7 +122,7 @@ package final class EpochLoop: @unchecked Sendable {
             isCold: isCold)
         var silence = Silence()
         while true {
-            var wake = min(pacing.due(output?.demand ?? .none), silence.looksAt)
+            var wake = min(due(pacing), silence.looksAt)
             if output?.isReleasing ?? false {
                 wake = min(wake, MonotonicClock.nowNanoseconds() + Self.releaseAgainNanoseconds)
             }
@@ -149,13 +149,16 @@ package final class EpochLoop: @unchecked Sendable {
     /// Why to commit now, if so.
     private func reason(_ isAsked: Bool, _ pacing: CommitPacing) -> CommitReason? {
         if isAsked, let asked = request.take() { return asked }
-        let demand = committer.output?.demand ?? .none
-        guard pacing.due(demand) <= MonotonicClock.nowNanoseconds() else { return nil }
-        switch demand {
+        guard due(pacing) <= MonotonicClock.nowNanoseconds() else { return nil }
+        switch committer.output?.demand ?? .none {
         case .none: return .timer
         case .soon: return .output
         case .now: return .highWater
         }
+    }
+
+    private func due(_ pacing: CommitPacing) -> UInt64 {
+        pacing.due(committer.output?.demand ?? .none, lastData: committer.output?.lastData)
     }
 
     /// What an error means for the loop; nil: it goes on.

@@ -19,6 +19,9 @@ final class HeldOutput: MonitorAttendant {
     private var committedOutput: UInt64
     /// When the first frame of the running epoch came.
     private var firstArrival: UInt64?
+    /// When its last data came: more than acknowledgements.
+    private(set) var lastData: UInt64?
+    private static let leastDataBytes: UInt64 = 1 << 10
     /// The same of the oldest committed epoch of which nothing has left yet.
     private var firstWaiting: UInt64?
     /// How long that frame had to wait, until somebody takes it.
@@ -42,6 +45,7 @@ final class HeldOutput: MonitorAttendant {
     func collect() throws {
         if let failure { throw failure }
         let before = gate.heldFrames
+        let start = gate.positions.output
         do {
             demand = max(demand, try gate.collect())
         } catch {
@@ -51,7 +55,9 @@ final class HeldOutput: MonitorAttendant {
         let arrived = gate.heldFrames &- before
         guard arrived > 0 else { return }
         epochFrames += arrived
-        if firstArrival == nil { firstArrival = MonotonicClock.nowNanoseconds() }
+        let now = MonotonicClock.nowNanoseconds()
+        if firstArrival == nil { firstArrival = now }
+        if gate.positions.output &- start >= Self.leastDataBytes { lastData = now }
     }
 
     var heldFrames: UInt64 { gate.heldFrames }
@@ -65,7 +71,7 @@ final class HeldOutput: MonitorAttendant {
         demand = .none
         epochFrames = 0
         if firstWaiting == nil { firstWaiting = firstArrival }
-        firstArrival = nil
+        (firstArrival, lastData) = (nil, nil)
         isReleasing = true
     }
 

@@ -86,9 +86,12 @@ package struct Guest: Sendable {
     private func wholeRound(
         _ client: GuestClient, from status: GuestStatus
     ) async throws -> GuestStatus {
-        try await eventually("the guest checks all of its memory", seconds: 60) {
+        // Every page once from here on, and with the last page of a round their sum.
+        let pages = status.checker.mib * 256
+        return try await eventually("the guest checks all of its memory", seconds: 60) {
             let now = try client.status()
-            return now.checker.rounds >= status.checker.rounds + 2 ? now : nil
+            return now.checker.pagesChecked >= status.checker.pagesChecked + pages
+                && now.checker.rounds > status.checker.rounds ? now : nil
         }
     }
 }

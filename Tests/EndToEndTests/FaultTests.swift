@@ -93,7 +93,7 @@ extension EndToEnd {
             async let echoes = Command.attempt(
                 [
                     Command.ftvm, "lab", "client", "--name", lab.layout.name, "--", "ping", "-q",
-                    "-i", "0.05", "-w", "15", guest.domain.address,
+                    "-i", "0.05", "-w", "8", guest.domain.address,
                 ], seconds: 30)
             try await diesAsPrimary(at: point, passes: 1...10)
             let outcome = try await echoes

@@ -72,7 +72,7 @@ extension EndToEnd {
             let lab = try TestLab.here()
             let (guest, pair) = try await lab.protectedDemo()
             try await guest.setDirtyRate(20_000)
-            for _ in 1...4 {
+            for _ in 1...2 * Settings.faultRounds {
                 let covered = try await guest.covered()
                 let resuming = resumeWithoutEnd(lab, pair.primary, seconds: 20)
                 try await lab.disable()

@@ -57,6 +57,23 @@ import Testing
         #expect(pacing.minimumRun == CommitPacing.shortestRun, "calm again, short again at once")
     }
 
+    /// Its connections' windows are full: what they wait for is the commit.
+    @Test func aBulkSenderThatFallsSilentIsNotWaitedFor() {
+        var pacing = fresh()
+        for _ in 0..<4 {
+            pacing.committed(now: 1_000, pause: Self.pause, frames: 40, bytes: 1 << 20)
+        }
+        let quiet = Self.pause / 2
+        #expect(pacing.due(.soon) == 1_000 + 3 * Self.pause)
+        #expect(pacing.due(.soon, lastData: 2_500_000) == 2_500_000 + quiet)
+        #expect(
+            pacing.due(.soon, lastData: 2_000) == 1_000 + CommitPacing.shortestRun,
+            "no less than anybody")
+        let late = 3 * Self.pause - 5_000
+        #expect(pacing.due(.soon, lastData: late) == 1_000 + 3 * Self.pause, "and no longer")
+        #expect(fresh().due(.soon, lastData: 1_500_000) == 1_000 + CommitPacing.shortestRun)
+    }
+
     @Test func whatIsNeitherCalmNorBulkChangesNothing() {
         var pacing = fresh()
         for _ in 0..<2 {
