@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <linux/magic.h>
 #include <linux/memfd.h>
 #include <string.h>
@@ -53,6 +54,45 @@ int ftvm_memory_map(int descriptor, size_t bytes, bool writable, bool reserve, v
     if (mapped == MAP_FAILED) return -errno;
     *address = mapped;
     return 0;
+}
+
+int ftvm_memory_map_joined(int first, size_t first_bytes, int second, size_t second_bytes, size_t alignment,
+                           bool writable, void **address) {
+    int protection = PROT_READ | (writable ? PROT_WRITE : 0);
+    size_t bytes = first_bytes + second_bytes;
+    /* Mapped too large, so that huge pages can take its place; the ends are cut off. */
+    char *space = mmap(NULL, bytes + alignment, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (space == MAP_FAILED) return -errno;
+    char *start = (char *)(((uintptr_t)space + alignment - 1) & ~((uintptr_t)alignment - 1));
+    char *end = start + bytes;
+    if (start > space) munmap(space, (size_t)(start - space));
+    munmap(end, (size_t)(space + bytes + alignment - end));
+    if (mmap(start, first_bytes, protection, MAP_SHARED | MAP_FIXED, first, 0) == MAP_FAILED ||
+        mmap(start + first_bytes, second_bytes, protection, MAP_SHARED | MAP_FIXED, second, 0) == MAP_FAILED) {
+        int failure = -errno;
+        munmap(start, bytes);
+        return failure;
+    }
+    *address = start;
+    return 0;
+}
+
+int ftvm_memory_link(int descriptor, const char *path) {
+    char link[64];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", descriptor);
+    return linkat(AT_FDCWD, link, AT_FDCWD, path, AT_SYMLINK_FOLLOW) != 0 ? -errno : 0;
+}
+
+int ftvm_memory_discard(int descriptor, uint64_t bytes) {
+    while (fallocate(descriptor, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)bytes) != 0)
+        if (errno != EINTR) return -errno;
+    return 0;
+}
+
+int ftvm_memory_file_info(int descriptor, struct ftvm_memory_filesystem_info *info) {
+    char link[64];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", descriptor);
+    return ftvm_memory_filesystem(link, info);
 }
 
 int ftvm_memory_unmap(void *address, size_t bytes) {

@@ -33,7 +33,7 @@ extension Agent {
         let domain = try await worker.runningDomain(record)
         try await worker.abandonTakeOver(record, domain)
         await progress(name, "reserving the segment")
-        let (reference, layout) = try await reserveSegment(record, domain)
+        let (reference, layout, object) = try await reserveSegment(record, domain)
         let segment = try environment.openSegment(reference, access: .write)
         let memory = try GuestMemory(domain.blocks, layout: layout)
         try await environment.pairs.update(name) {
@@ -57,7 +57,7 @@ extension Agent {
         do {
             defer { told.finish() }
             driver = try await worker.takeOver(
-                record, domain, segment: segment, memory: memory
+                record, domain, segment: segment, memory: memory, object: object
             ) { told.yield($0) }
         } catch {
             await teller.value
@@ -66,13 +66,26 @@ extension Agent {
         // The last word on progress is written before anybody can say that all is done.
         await teller.value
         try begin(driver, record)
+        tellTakeOver(name, driver)
         await tellLibvirt(record, .primary)
     }
 
+    private func tellTakeOver(_ name: PairName, _ driver: PrimaryDriver) {
+        guard let figures = driver.takeOver else { return }
+        let stopped = milliseconds(figures.stoppedNanoseconds)
+        let what =
+            figures.place == .elsewhere
+            ? "was moved into the pool" : "was adopted where it is"
+        emit(
+            .adopted, "the memory of \(name) \(what); the guest stood still for \(stopped) ms",
+            pair: name, figures: ["stoppedMilliseconds": stopped])
+    }
+
     /// Makes the pair's segment, or finds the one in which the running guest's memory already is.
+    /// - Returns: also the shared memory that the guest's has to be moved out of, if there is any.
     private func reserveSegment(
         _ record: PairRecord, _ domain: PairWorker.RunningDomain
-    ) async throws -> (SegmentReference, RAMLayout) {
+    ) async throws -> (SegmentReference, RAMLayout, MemoryObject?) {
         let poolName = record.options.pool ?? environment.configuration.pools[0].name
         let pool = try environment.pool(poolName)
         let layout = try RAMLayout(
@@ -82,23 +95,34 @@ extension Agent {
         if let old = record.segment {
             let oldPool = try environment.pool(old.pool)
             if try worker.runsOnSegment(domain, old) {
-                return (old, record.ramLayout ?? layout.mainOnly)
+                return (old, record.ramLayout ?? layout.mainOnly, nil)
             }
             try await blocking { _ = try oldPool.removeSegment(name: old.name) }
         }
-        let specification = SegmentSpecification(
+        let object = try MemoryObject.behind(
+            GuestMemory.mainBlock(among: domain.blocks, expectedBytes: record.memoryBytes),
+            of: domain.process)
+        var specification = SegmentSpecification(
             name: record.uuid, uuid: record.uuid, memoryBytes: layout.totalBytes,
             undoLogBytes: record.options.undoLogBytes,
             stateSlotBytes: try DomainXML(domain.liveXML).deviceStateBytes,
             numaNodes: record.options.numaNodes,
             generation: record.generation)
+        // Where it is, unless it is wanted on other nodes of the machine.
+        let staysThere =
+            try record.options.numaNodes.isEmpty
+            && object.map { try pool.canAdopt($0.descriptor, bytes: $0.bytes) } ?? false
+        if staysThere, let object { specification.objectBytes = object.bytes }
+        if let object, !staysThere { try object.requireMovable(into: pool) }
+        let wanted = specification
         try await blocking {
             try pool.removeStaleCreations()
             // One without a record's word for it is left from a death right here.
-            try pool.removeSegment(name: specification.name)
-            _ = try pool.createSegment(specification)
+            try pool.removeSegment(name: wanted.name)
+            _ = try pool.createSegment(
+                wanted, adopting: staysThere ? object?.descriptor : nil)
         }
-        return (reference, layout)
+        return (reference, layout, staysThere ? nil : object)
     }
 
     func adopt(_ name: PairName) async throws {

@@ -75,6 +75,7 @@ struct PairWorker: Sendable {
     /// Protects a running domain of this host.
     func takeOver(
         _ record: PairRecord, _ domain: RunningDomain, segment: Segment, memory: GuestMemory,
+        object: MemoryObject?,
         progress: @escaping @Sendable (PrimaryDriver.TakeOverStep) -> Void
     ) async throws -> PrimaryDriver {
         let injector = environment.injector
@@ -87,7 +88,7 @@ struct PairWorker: Sendable {
             return try PrimaryDriver.takeOver(
                 process: domain.process, memory: memory, monitor: domain.monitor,
                 segment: segment, generation: generation, lock: lock, injector: injector,
-                nics: nics, progress: progress)
+                nics: nics, object: object, progress: progress)
         }
     }
 

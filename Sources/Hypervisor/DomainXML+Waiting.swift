@@ -33,7 +33,9 @@ extension DomainXML {
         // Labels and cgroup are the other host's; what the user wrote about them holds here too.
         for name in ["seclabel", "resource"] { replaceElements(named: name, from: user) }
         tree.root.updateFirst("memoryBacking") { backing in
-            backing.removeElements { $0.name == "allocation" || $0.name == "locked" }
+            // Its memory is the segment's: what QEMU has by itself is never used, so it is not to be of any kind.
+            let ours = ["allocation", "locked", "hugepages", "source", "access"]
+            backing.removeElements { ours.contains($0.name) }
         }
         tree.root.updateFirst("devices") { devices in
             devices.updateElements { device in Self.removeRuntime(ofDevice: &device) }

@@ -127,23 +127,29 @@ extension DomainXML {
                 "remove memAccess from <cell>")
         }
         let backing = memoryBacking
-        if backing.hugePages {
+        let isShared = backing.access == "shared"
+        if backing.hugePages, !isShared {
             refuse(
                 "memoryBacking hugepages",
                 "the pool provides the memory, in pages of its own size",
                 "remove <hugepages/>; choose a hugetlbfs pool instead")
         }
-        if let source = backing.source, source != "anonymous" {
+        if let source = backing.source, source != "anonymous", !isShared {
             refuse(
                 "memoryBacking source \(source)",
                 "the pool provides the memory",
                 "remove <source> from <memoryBacking>")
         }
-        if backing.access == "shared" {
+        if isShared, !cells.isEmpty {
             refuse(
                 "memoryBacking access shared",
-                "another process that writes to guest memory is not seen by the page tracker",
-                "remove <access> from <memoryBacking>")
+                "with NUMA cells it is several memory objects, which are not adopted yet",
+                "remove <access> from <memoryBacking>, or <numa>")
+        } else if isShared {
+            warn(
+                "memoryBacking access shared",
+                "adopted where it is if the pool can keep it, moved into the pool otherwise",
+                "choose a pool of kind memfd for the first; nothing needs to be done")
         }
         if backing.isLocked {
             refuse(

@@ -27,6 +27,7 @@ package enum SystemCall: UInt64 {
     case madvise = 28
     case recvmsg = 47
     case socketpair = 53
+    case dup3 = 292
 }
 
 /// One thread of another process, stopped, in which system calls can be made to run.

@@ -19,6 +19,8 @@ package enum InjectionOperation: Equatable, Sendable {
     case install(descriptor: Int32)
     /// Closes one of the process's descriptors.
     case close(remote: Int32)
+    /// Puts a descriptor into the process in place of one that it has (dup3(2)).
+    case replace(remote: Int32, descriptor: Int32)
 }
 
 extension InjectionOperation: CustomStringConvertible {
@@ -33,6 +35,7 @@ extension InjectionOperation: CustomStringConvertible {
         case .advise(let address, let length, let advice): "advise=\(address),\(length),\(advice)"
         case .install(let descriptor): "install=\(descriptor)"
         case .close(let remote): "close=\(remote)"
+        case .replace(let remote, let descriptor): "replace=\(remote),\(descriptor)"
         }
     }
 
@@ -63,6 +66,9 @@ extension InjectionOperation: CustomStringConvertible {
         case ("close", 1):
             guard let remote = small(0) else { return nil }
             self = .close(remote: remote)
+        case ("replace", 2):
+            guard let remote = small(0), let descriptor = small(1) else { return nil }
+            self = .replace(remote: remote, descriptor: descriptor)
         default: return nil
         }
     }
@@ -135,6 +141,11 @@ package struct Injector {
         case .install(let descriptor): return try install(descriptor)
         case .close(let remote):
             return try session.call(.close, UInt64(remote))
+        case .replace(let remote, let descriptor):
+            let installed = try install(descriptor)
+            defer { _ = try? session.call(.close, installed) }
+            try session.call(.dup3, installed, UInt64(remote), UInt64(O_CLOEXEC))
+            return 0
         }
     }
 

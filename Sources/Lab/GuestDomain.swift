@@ -26,6 +26,8 @@ package struct GuestDomain: Hashable, Sendable {
     package var usesUEFI = false
     /// The model of its screen; nil: none.
     package var video: String?
+    /// What is in its `<memoryBacking>`; nil: it has none.
+    package var memoryBacking: String?
     /// With what most guests have: USB tablet, balloon, a second console, the agent's channel, panic device.
     package var hasUsualDevices = false
 
@@ -61,6 +63,10 @@ package struct GuestDomain: Hashable, Sendable {
     private var variants: [(String, String)] {
         var changes = [("machine='pc'>", "machine='\(machine)'>")]
         if usesUEFI { changes.append(("<os>", "<os firmware='efi'>")) }
+        if let memoryBacking {
+            changes.append(
+                ("</memory>", "</memory>\n  <memoryBacking>\(memoryBacking)</memoryBacking>"))
+        }
         if let video {
             changes.append(
                 (

@@ -128,7 +128,7 @@ struct DirectoryStorage: SegmentStorage {
     /// Removes a directory of ours with its files. What is gone already is no error.
     fileprivate func removeDirectory(_ path: String) throws {
         // The lock goes last: while it is there a creator's leftovers are recognised by it.
-        for file in [SegmentFile.ram, .control, .lock] {
+        for file in [SegmentFile.ram, .object, .control, .lock] {
             guard unlink("\(path)/\(file.rawValue)") == 0 || errno == ENOENT else {
                 throw systemError(lastErrno(), "cannot remove \(path)/\(file.rawValue)")
             }
@@ -207,6 +207,15 @@ private final class DirectoryCreation: SegmentCreation {
             throw systemError(result, "cannot make \(directory)/\(file.rawValue)")
         }
         return OwnedDescriptor(result)
+    }
+
+    func take(_ object: OwnedDescriptor) throws -> Bool {
+        let path = "\(directory)/\(SegmentFile.object.rawValue)"
+        let result = ftvm_memory_link(object.number, path)
+        // On another mount, or without a name (a memfd): nothing can give it one here.
+        if [-EXDEV, -ENOENT, -EPERM].contains(result) { return false }
+        guard result == 0 else { throw systemError(result, "cannot make \(path)") }
+        return true
     }
 
     func complete() throws {

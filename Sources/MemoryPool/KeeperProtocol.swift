@@ -21,6 +21,8 @@ enum KeeperProtocol {
         /// A new segment, which belongs to this connection until it is complete.
         case begin(String)
         case makeFile(SegmentFile)
+        /// Keep the descriptor that comes with this as the segment's `object`.
+        case takeObject
         case complete
         case remove(String)
     }
@@ -36,6 +38,7 @@ extension KeeperProtocol.Request {
         case .makeFile(let file): (5, file.code, "")
         case .complete: (6, 0, "")
         case .remove(let name): (7, 0, name)
+        case .takeObject: (8, 0, "")
         }
     }
 
@@ -62,6 +65,7 @@ extension KeeperProtocol.Request {
         case (5, let file?, _) where name.isEmpty: self = .makeFile(file)
         case (6, nil, _) where name.isEmpty: self = .complete
         case (7, nil, true): self = .remove(name)
+        case (8, nil, _) where name.isEmpty: self = .takeObject
         default: return nil
         }
     }
@@ -73,6 +77,7 @@ extension SegmentFile {
         case .ram: 1
         case .control: 2
         case .lock: 3
+        case .object: 5
         }
     }
 

@@ -89,6 +89,12 @@ private final class KeeperCreation: SegmentCreation {
         return passed
     }
 
+    func take(_ object: OwnedDescriptor) throws -> Bool {
+        guard let connection else { preconditionFailure("the creation is finished") }
+        _ = try connection.ask(.takeObject, "keep the memory of segment '\(name)'", passing: object)
+        return true
+    }
+
     func complete() throws {
         _ = try ask(.complete)
         connection = nil
@@ -123,7 +129,7 @@ private final class KeeperConnection {
     private static let timeoutMilliseconds: Int32 = 5000
 
     func ask(
-        _ request: KeeperProtocol.Request, _ action: String
+        _ request: KeeperProtocol.Request, _ action: String, passing given: OwnedDescriptor? = nil
     ) throws -> (reply: KeeperReply, passed: OwnedDescriptor?) {
         func failed(_ result: Int) -> FtvmError {
             let timedOut = result == -Int(EAGAIN)
@@ -136,7 +142,8 @@ private final class KeeperConnection {
                 advice: "see that the keeper runs, then try again")
         }
         let bytes = request.encoded
-        let sent = ftvm_memory_send(socket.number, bytes, bytes.count, -1, true)
+        let sent = ftvm_memory_send(
+            socket.number, bytes, bytes.count, given?.number ?? -1, true)
         guard sent == bytes.count else { throw failed(sent) }
         var buffer = [UInt8](repeating: 0, count: KeeperProtocol.messageBytes)
         var passed: Int32 = -1

@@ -11,7 +11,7 @@ import Model
 package final class MemfdKeeper: @unchecked Sendable {
     /// Connections at the same time; more of them wait in the socket's queue.
     package static let maximumClients = 64
-    /// Segments of a keeper; each is three descriptors.
+    /// Segments of a keeper; each is three to five descriptors.
     package static let maximumSegments = 256
     /// A connection that asks nothing for so long, and is not making a segment, is closed.
     package static let idleLimitMilliseconds: UInt64 = 5000
@@ -149,8 +149,8 @@ package final class MemfdKeeper: @unchecked Sendable {
         var passed: Int32 = -1
         let received = ftvm_memory_receive(
             client.socket.number, &buffer, buffer.count, &passed, false)
-        // Nobody has to pass us anything.
-        if passed >= 0 { close(passed) }
+        // Closed with this call, unless it is what was asked to be kept.
+        let given = passed >= 0 ? OwnedDescriptor(passed) : nil
         if received == -Int(EAGAIN) { return true }
         guard received > 0,
             let request = buffer.withUnsafeBytes({
@@ -158,7 +158,7 @@ package final class MemfdKeeper: @unchecked Sendable {
             })
         else { return false }
         client.lastRequest = MemfdKeeper.milliseconds()
-        let (reply, file) = answer(request, client)
+        let (reply, file) = answer(request, client, given)
         let bytes = reply.encoded
         let sent = ftvm_memory_send(
             client.socket.number, bytes, bytes.count, file?.number ?? -1, false)
@@ -171,7 +171,7 @@ package final class MemfdKeeper: @unchecked Sendable {
 
 extension MemfdKeeper {
     private func answer(
-        _ request: KeeperProtocol.Request, _ client: Client
+        _ request: KeeperProtocol.Request, _ client: Client, _ given: OwnedDescriptor?
     ) -> (KeeperReply, OwnedDescriptor?) {
         switch request {
         case .information:
@@ -192,6 +192,8 @@ extension MemfdKeeper {
             return (KeeperReply(status: 0), nil)
         case .makeFile(let file):
             return makeFile(file, client)
+        case .takeObject:
+            return (KeeperReply(status: take(given, client)), nil)
         case .complete:
             return (KeeperReply(status: complete(client)), nil)
         case .remove(let name):
@@ -214,6 +216,7 @@ extension MemfdKeeper {
 
     private func makeFile(_ file: SegmentFile, _ client: Client) -> (KeeperReply, OwnedDescriptor?)
     {
+        guard file != .object else { return (KeeperReply(status: -EINVAL), nil) }
         guard let making = client.making else { return (KeeperReply(status: -EINVAL), nil) }
         guard making.segment.files[file] == nil else { return (KeeperReply(status: -EEXIST), nil) }
         let made = ftvm_memory_memfd(
@@ -226,18 +229,29 @@ extension MemfdKeeper {
         return (KeeperReply(status: 0), descriptor)
     }
 
+    private func take(_ object: OwnedDescriptor?, _ client: Client) -> Int32 {
+        guard let object, client.making != nil else { return -EINVAL }
+        guard client.making?.segment.files[.object] == nil else { return -EEXIST }
+        client.making?.segment.files[.object] = object
+        return 0
+    }
+
     private func complete(_ client: Client) -> Int32 {
         guard let making = client.making else { return -EINVAL }
         guard segments[making.name] == nil else { return -EEXIST }
         guard segments.count < MemfdKeeper.maximumSegments else { return -ENOSPC }
         for file in SegmentFile.allCases {
-            guard let descriptor = making.segment.files[file] else { return -EINVAL }
+            guard let descriptor = making.segment.files[file] else {
+                if file.mayBeAbsent { continue }
+                return -EINVAL
+            }
             var status = stat()
             guard fstat(descriptor.number, &status) == 0 else { return lastErrno() }
             guard file == .lock || status.st_size > 0 else { return -EINVAL }
             // From here on nobody can make a file shorter under the feet of its users (SIGBUS).
             let sealed = ftvm_memory_seal_size(descriptor.number)
-            guard sealed == 0 else { return sealed }
+            // A QEMU seals what it makes itself; a file with a name cannot be sealed.
+            guard sealed == 0 || file == .object else { return sealed }
         }
         segments[making.name] = making.segment
         client.making = nil

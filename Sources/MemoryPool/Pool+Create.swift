@@ -12,11 +12,17 @@ extension Pool {
     /// Throws `.resourceExhausted` if the pool has no room, `.alreadyExists`, `.invalidArgument`;
     /// then, and also if the process is killed, the pool is as it was (`removeStaleCreations`
     /// clears up after a kill).
-    package func createSegment(_ specification: SegmentSpecification) throws -> Segment {
+    /// - Parameter object: descriptor of the memory object that the first `objectBytes` of RAM are in already; it stays
+    ///   the caller's.
+    package func createSegment(
+        _ specification: SegmentSpecification, adopting object: Int32? = nil
+    ) throws -> Segment {
+        precondition(
+            (object != nil) == (specification.objectBytes > 0), "an object and its size")
         try SegmentSpecification.validateName(specification.name)
         try NumaPlacement.validate(specification.numaNodes)
         let header = try SegmentHeader(specification, pageSizeBytes: pageSizeBytes)
-        let needed = header.ramFileBytes + header.controlFileBytes
+        let needed = header.ramFileBytes - header.objectBytes + header.controlFileBytes
         let title = "segment '\(specification.name)'"
         try requireRoom(needed, title: title, nodes: header.numaNodes)
 
@@ -32,7 +38,10 @@ extension Pool {
             _ = try creation.makeFile(.lock)
             let ram = try creation.makeFile(.ram)
             files.append(ram)
-            try reserve(ram, header.ramFileBytes, header.numaNodes, "the RAM of \(title)")
+            try reserve(
+                ram, header.ramFileBytes - header.objectBytes, header.numaNodes,
+                "the RAM of \(title)")
+            if let object { try take(object, header, creation, title) }
             FaultPoint.reached("segment.create.ram-reserved")
             let control = try creation.makeFile(.control)
             files.append(control)
@@ -55,12 +64,62 @@ extension Pool {
         return segment
     }
 
+    /// Makes a running QEMU's memory object the segment's: all of it is reserved, its contents stay, and only root opens
+    /// it from now on, as it is with the other files.
+    private func take(
+        _ object: Int32, _ header: SegmentHeader, _ creation: any SegmentCreation, _ title: String
+    ) throws {
+        let what = "the memory that \(title) is to adopt"
+        let copied = fcntl(object, F_DUPFD_CLOEXEC, 0)
+        guard copied >= 0 else { throw systemError(lastErrno(), "cannot take \(what)") }
+        let file = OwnedDescriptor(copied)
+        let bytes = try file.fileBytes(what)
+        precondition(bytes == header.objectBytes, "the object is as large as it was said to be")
+        let result = ftvm_memory_reserve(copied, bytes)
+        if result == -ENOSPC || result == -ENOMEM { throw NoRoom() }
+        guard result == 0 else { throw systemError(result, "cannot reserve \(what)") }
+        guard try creation.take(file) else {
+            throw FtvmError(
+                .failedPrecondition, "pool '\(name)' cannot keep \(what)",
+                cause: "it is no file on the pool's file system",
+                advice: "choose a pool of kind memfd")
+        }
+        guard fchown(copied, 0, 0) == 0, fchmod(copied, 0o600) == 0 else {
+            throw systemError(lastErrno(), "cannot set the owner of \(what)")
+        }
+        FaultPoint.reached("segment.create.object-taken")
+    }
+
+    /// Whether a memory object can become a part of a segment of this pool as it is: it has the pool's pages, and the
+    /// pool can keep it. (A pool in a directory keeps what has a name on the same mount; one of memfds keeps anything.)
+    package func canAdopt(_ object: Int32, bytes: UInt64) throws -> Bool {
+        var info = ftvm_memory_filesystem_info()
+        let result = ftvm_memory_file_info(object, &info)
+        guard result == 0 else { throw systemError(result, "cannot look at a guest's memory") }
+        let pages =
+            switch UInt32(info.kind) {
+            case FTVM_MEMORY_FILESYSTEM_TMPFS.rawValue: UInt64(4096)
+            case FTVM_MEMORY_FILESYSTEM_HUGETLBFS.rawValue: info.block_bytes
+            default: UInt64(0)
+            }
+        guard pages == pageSizeBytes, bytes % pages == 0 else { return false }
+        var status = stat()
+        guard fstat(object, &status) == 0, UInt64(status.st_size) == bytes else { return false }
+        if configuration.kind == .memfd { return true }
+        // Tried, since nothing else tells; under a name that a clean-up takes away.
+        let probe = try storage.beginCreation(of: "probe-\(randomSuffix())")
+        defer { probe.abandon() }
+        let copied = fcntl(object, F_DUPFD_CLOEXEC, 0)
+        guard copied >= 0 else { return false }
+        return try probe.take(OwnedDescriptor(copied))
+    }
+
     /// Whether such a segment could be made now, without making it. Throws as `createSegment` does.
     package func requireRoom(for specification: SegmentSpecification) throws {
         try NumaPlacement.validate(specification.numaNodes)
         let header = try SegmentHeader(specification, pageSizeBytes: pageSizeBytes)
         try requireRoom(
-            header.ramFileBytes + header.controlFileBytes,
+            header.ramFileBytes - header.objectBytes + header.controlFileBytes,
             title: "segment '\(specification.name)'", nodes: header.numaNodes)
     }
 

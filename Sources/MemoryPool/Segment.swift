@@ -52,6 +52,9 @@ package final class Segment: @unchecked Sendable {
     /// Descriptor of the RAM file, close-on-exec and owned by the segment; O_RDWR with access
     /// `.write`, O_RDONLY with `.read`.
     package var ramDescriptor: Int32 { ramFile.number }
+    /// The same of the memory object that the first `objectBytes` of RAM are in; nil: all of it is in the RAM file.
+    package var objectDescriptor: Int32? { objectFile?.number }
+    package var objectBytes: UInt64 { header.objectBytes }
     package var memoryBytes: UInt64 { header.memoryBytes }
     package let pageSizeBytes: Int
     package let pageCount: UInt64
@@ -81,6 +84,7 @@ package final class Segment: @unchecked Sendable {
 
     let storage: any SegmentStorage
     private let ramFile: OwnedDescriptor
+    private let objectFile: OwnedDescriptor?
     private let ramMapping: Mapping
     private let controlMapping: Mapping
     private var managerLock: OwnedLock?
@@ -106,15 +110,27 @@ package final class Segment: @unchecked Sendable {
         } catch {
             throw FtvmError(wrapping: error, "\(what) cannot be used")
         }
-        let ramBytes = try ramFile.fileBytes("the RAM of \(what)")
-        guard fileBytes == header.controlFileBytes, ramBytes == header.ramFileBytes else {
+        let ownBytes = try ramFile.fileBytes("the RAM of \(what)")
+        let object =
+            header.objectBytes > 0 ? try storage.open(.object, of: name, writable: writable) : nil
+        let ramBytes = try ownBytes + (object?.fileBytes("the RAM of \(what)") ?? 0)
+        guard fileBytes == header.controlFileBytes, ramBytes == header.ramFileBytes,
+            ramBytes - ownBytes == header.objectBytes
+        else {
             throw FtvmError(
                 .dataCorrupted, "\(what) cannot be used",
                 cause: "its files are \(ramBytes) and \(fileBytes) bytes long, "
                     + "the header says \(header.ramFileBytes) and \(header.controlFileBytes)")
         }
-        ramMapping = try Mapping(
-            ramFile, bytes: ramBytes, writable: writable, "the RAM of \(what)")
+        objectFile = object
+        let (objectBytes, alignment) = (header.objectBytes, header.pageSizeBytes)
+        ramMapping =
+            try object.map {
+                try Mapping(
+                    $0, bytes: objectBytes, then: ramFile, bytes: ownBytes,
+                    alignment: alignment, writable: writable, "the RAM of \(what)")
+            }
+            ?? Mapping(ramFile, bytes: ramBytes, writable: writable, "the RAM of \(what)")
         self.pool = pool
         self.name = name
         self.access = access
@@ -161,9 +177,14 @@ package final class Segment: @unchecked Sendable {
 extension Segment {
     /// A new O_RDONLY descriptor of the RAM file, close-on-exec, which the caller closes. The
     /// kernel itself then refuses a writable shared mapping.
-    package func openRAMReadOnly() throws -> Int32 {
+    package func openRAMReadOnly() throws -> Int32 { try openReadOnly(ramFile) }
+
+    /// The same of the memory object; nil: there is none.
+    package func openObjectReadOnly() throws -> Int32? { try objectFile.map(openReadOnly) }
+
+    private func openReadOnly(_ file: OwnedDescriptor) throws -> Int32 {
         let what = "the RAM of \(title)"
-        let opened = try ramFile.reopened(writable: false, what)
+        let opened = try file.reopened(writable: false, what)
         let copied = fcntl(opened.number, F_DUPFD_CLOEXEC, 0)
         guard copied >= 0 else { throw systemError(lastErrno(), "cannot hand over \(what)") }
         return copied

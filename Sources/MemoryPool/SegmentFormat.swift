@@ -6,7 +6,7 @@ package enum SegmentFormat {
     /// "FTVM-SEG" as a little-endian word.
     package static let magic: UInt64 = 0x4745_532D_4D56_5446
     package static let majorVersion: UInt32 = 1
-    package static let minorVersion: UInt32 = 1
+    package static let minorVersion: UInt32 = 2
 
     static let headerBytes = 512
     static let liveOffset: UInt64 = 4096
@@ -50,8 +50,10 @@ package struct SegmentHeader: Hashable, Sendable {
     let uuidBytes: [UInt8]
     /// Guest RAM in bytes.
     package let memoryBytes: UInt64
-    /// Size of the file `ram`: guest RAM rounded up to whole pages of the pool.
+    /// Guest RAM rounded up to whole pages of the pool: the sizes of the files `object` and `ram`.
     package let ramFileBytes: UInt64
+    /// Of it, what is in the file `object`; 0: there is none. Since version 1.2.
+    package let objectBytes: UInt64
     package let controlFileBytes: UInt64
     /// The unit of tracking and of the undo log: the pool's page size.
     package let pageSizeBytes: UInt64
@@ -113,7 +115,15 @@ extension SegmentHeader {
         uuidBytes = try SegmentSpecification.uuidBytes(specification.uuid)
         uuid = SegmentHeader.uuidText(uuidBytes)
         memoryBytes = specification.memoryBytes
-        ramFileBytes = roundUp(memoryBytes, to: pageSizeBytes)
+        objectBytes = specification.objectBytes
+        guard objectBytes % pageSizeBytes == 0, objectBytes <= memoryBytes else {
+            throw FtvmError(
+                .invalidArgument, "a memory object of \(objectBytes) bytes cannot be adopted",
+                cause: "pages have \(pageSizeBytes) bytes, the guest's RAM \(memoryBytes)")
+        }
+        // The file `ram` is never empty.
+        ramFileBytes = max(
+            roundUp(memoryBytes, to: pageSizeBytes), objectBytes + pageSizeBytes)
         self.pageSizeBytes = pageSizeBytes
         pageCount = ramFileBytes / pageSizeBytes
         undoCapacity = undoBytes / pageSizeBytes
@@ -152,7 +162,7 @@ private enum HeaderOffset {
     static let magic = 0, majorVersion = 8, minorVersion = 12, uuid = 16
     static let memoryBytes = 32, ramFileBytes = 40, controlFileBytes = 48, pageSizeBytes = 56
     static let pageCount = 64, undoCapacity = 72, creationGeneration = 80, stateSlotBytes = 88
-    static let areas = 96, numaNodes = 208, outputLog = 336, crc = 508
+    static let areas = 96, numaNodes = 208, outputLog = 336, objectBytes = 352, crc = 508
 }
 
 extension SegmentHeader {
@@ -183,6 +193,7 @@ extension SegmentHeader {
         }
         block.put(outputLog.offset, at: HeaderOffset.outputLog)
         block.put(outputLog.bytes, at: HeaderOffset.outputLog + 8)
+        block.put(objectBytes, at: HeaderOffset.objectBytes)
         for word in 0..<SegmentFormat.numaWords {
             let bits = numaNodes.filter { $0 / 64 == word }.reduce(UInt64(0)) {
                 $0 | 1 << ($1 % 64)
@@ -225,6 +236,7 @@ extension SegmentHeader {
         uuid = SegmentHeader.uuidText(uuidBytes)
         memoryBytes = block.get(at: HeaderOffset.memoryBytes)
         ramFileBytes = block.get(at: HeaderOffset.ramFileBytes)
+        objectBytes = block.get(at: HeaderOffset.objectBytes)
         controlFileBytes = block.get(at: HeaderOffset.controlFileBytes)
         pageSizeBytes = block.get(at: HeaderOffset.pageSizeBytes)
         pageCount = block.get(at: HeaderOffset.pageCount)
@@ -267,6 +279,9 @@ extension SegmentHeader {
         }
         if ramFileBytes % pageSizeBytes != 0 || pageCount != ramFileBytes / pageSizeBytes {
             return "\(pageCount) pages in \(ramFileBytes) bytes"
+        }
+        if objectBytes % pageSizeBytes != 0 || objectBytes >= ramFileBytes {
+            return "\(objectBytes) bytes of RAM in another file"
         }
         if stateSlotBytes == 0 || stateSlotBytes > 1 << 32 {
             return "state of \(stateSlotBytes) bytes"

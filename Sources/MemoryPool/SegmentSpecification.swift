@@ -16,6 +16,9 @@ package struct SegmentSpecification: Sendable {
     /// again. Rounded up to 4 KiB.
     package var outputLogBytes: UInt64
     package var inputLogBytes: UInt64
+    /// Size of the memory object that a running QEMU has its main memory in, and that becomes the first part of the
+    /// segment's RAM; 0: there is none. A whole number of the pool's pages.
+    package var objectBytes: UInt64 = 0
     /// NUMA nodes that the segment's memory must come from; empty: wherever the kernel puts it.
     package var numaNodes: [Int]
     /// The generation that may write first.

@@ -8,6 +8,12 @@ enum SegmentFile: String, CaseIterable, Sendable {
     case control
     /// Empty; carries locks only, see `SegmentLockByte`.
     case lock
+    /// The guest's main memory, where a running QEMU had it already: it stands before `ram`. Only in a segment that was
+    /// adopted in place.
+    case object
+
+    /// Whether a segment may be without it.
+    var mayBeAbsent: Bool { self == .object }
 }
 
 /// Where a pool keeps the files of its segments: a directory, or the memory of a keeper process.
@@ -36,6 +42,9 @@ protocol SegmentStorage: Sendable {
 protocol SegmentCreation: AnyObject {
     /// An empty file, opened for reading and writing.
     func makeFile(_ file: SegmentFile) throws -> OwnedDescriptor
+    /// Takes a memory object of somebody else's in as the segment's `object`, without moving it.
+    /// - Returns: false when this storage cannot keep such an object.
+    func take(_ object: OwnedDescriptor) throws -> Bool
     /// Makes the segment visible under its name. Throws `.alreadyExists`.
     func complete() throws
     /// Removes what was made, as far as possible. No effect after `complete`.

@@ -111,6 +111,26 @@ final class Mapping: @unchecked Sendable {
         self.bytes = length
     }
 
+    /// Two files behind each other.
+    /// - Parameter alignment: of the address, a power of two.
+    init(
+        _ first: OwnedDescriptor, bytes firstBytes: UInt64, then second: OwnedDescriptor,
+        bytes secondBytes: UInt64, alignment: UInt64, writable: Bool, _ what: String
+    ) throws {
+        guard let one = Int(exactly: firstBytes), let two = Int(exactly: secondBytes), one > 0,
+            two > 0
+        else {
+            throw FtvmError(
+                .dataCorrupted, "\(what) cannot be \(firstBytes) and \(secondBytes) bytes long")
+        }
+        var mapped: UnsafeMutableRawPointer?
+        let result = ftvm_memory_map_joined(
+            first.number, one, second.number, two, Int(alignment), writable, &mapped)
+        guard result == 0, let mapped else { throw systemError(result, "cannot map \(what)") }
+        address = mapped
+        bytes = one + two
+    }
+
     deinit { _ = ftvm_memory_unmap(address, bytes) }
 
     /// Fills the page tables, so that no access has to fault later; see `Segment.populate`.

@@ -99,23 +99,28 @@ extension GuestMemory {
 
 extension GuestMemory {
     /// Maps a segment's RAM over the blocks. The main memory comes last: where it is, everything is.
-    func mapping(of descriptor: Int32, writable: Bool) -> [InjectionOperation] {
-        blocks.reversed().map {
-            .mapFile(
-                descriptor: descriptor, address: $0.hostAddress, length: $0.lengthBytes,
-                writable: writable, offset: $0.offset)
+    /// - Parameter blocks: nil: all of them.
+    func mapping(
+        of files: RAMFiles, writable: Bool, blocks chosen: [Block]? = nil
+    ) -> [InjectionOperation] {
+        (chosen ?? blocks).reversed().map { block in
+            let place = files.place(of: block)
+            return .mapFile(
+                descriptor: place.descriptor, address: block.hostAddress,
+                length: block.lengthBytes, writable: writable, offset: place.offset)
         }
     }
 
     /// Moves memory that is laid out as the segment is into the blocks' places; the main memory comes last.
-    func moving(from source: UInt64) -> [InjectionOperation] {
-        blocks.reversed().map {
+    /// - Parameter first: what is before it in the segment stays where it is.
+    func moving(from source: UInt64, beginningAt first: UInt64) -> [InjectionOperation] {
+        blocks.filter { $0.offset >= first }.reversed().map {
             .move(from: source + $0.offset, to: $0.hostAddress, length: $0.lengthBytes)
         }
     }
 
-    func advising(_ advice: Int32) -> [InjectionOperation] {
-        blocks.map {
+    func advising(_ advice: Int32, blocks chosen: [Block]? = nil) -> [InjectionOperation] {
+        (chosen ?? blocks).map {
             .advise(
                 address: $0.hostAddress, length: $0.lengthBytes, advice: advice)
         }

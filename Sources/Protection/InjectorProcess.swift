@@ -82,6 +82,8 @@ package struct InjectorProcess: Sendable {
         switch operation {
         case .userfaultfd(let device): return .userfaultfd(device: passed(device))
         case .install(let descriptor): return .install(descriptor: passed(descriptor))
+        case .replace(let remote, let descriptor):
+            return .replace(remote: remote, descriptor: passed(descriptor))
         case .mapFile(let descriptor, let address, let length, let writable, let offset):
             return .mapFile(
                 descriptor: passed(descriptor), address: address, length: length,

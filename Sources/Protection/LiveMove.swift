@@ -20,6 +20,8 @@ package struct LiveMove {
     let memory: GuestMemory
     let segment: Segment
     let direction: Direction
+    /// What is before it in the segment is not moved.
+    var from: UInt64 = 0
     /// Called with 0...100 now and then.
     let progress: @Sendable (Int) -> Void
 
@@ -33,7 +35,7 @@ package struct LiveMove {
     /// Copies all memory while the guest runs, then again what it touched, until little is left or it gets no
     /// less. The tracker must be running for `.dirtyPages`, everything protected.
     func copyWhileRunning(tracker: PageTracker) throws {
-        var done: UInt64 = 0
+        var done = from
         while done < memory.lengthBytes {
             let length = min(Self.chunkBytes, memory.lengthBytes - done)
             try copy(offset: done, length: length)
@@ -85,7 +87,10 @@ package struct LiveMove {
     }
 
     private func copy(offset: UInt64, length: UInt64) throws {
-        try memory.forEachRange(offset: offset, length: length) { address, offset, length in
+        let start = max(offset, from)
+        guard offset + length > start else { return }
+        try memory.forEachRange(offset: start, length: offset + length - start) {
+            address, offset, length in
             switch direction {
             case .intoSegment: try copy(offset: offset, address: address, length: length)
             case .outOfSegment(let target):

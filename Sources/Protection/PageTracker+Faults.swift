@@ -67,6 +67,10 @@ extension PageTracker {
         guard let offset = memory.offset(ofAddress: address) else {
             return handleCopied(address: address)
         }
+        guard offset >= firstTrackedOffset else {
+            _ = ftvm_uffd_wake(uffd, address & ~4095, 4096)
+            return
+        }
         faultCount &+= 1
         let page = offset / pageSizeBytes
         var count: UInt64 = 1

@@ -38,6 +38,8 @@ package final class PageTracker: @unchecked Sendable {
     private(set) var runningEpoch: UInt64 = 0
     /// RAM blocks that each commit copies. Under the lock.
     var copied: CopiedBlocks?
+    /// What is before it in the segment is not tracked: messages of an earlier tracker's faults there may still come.
+    var firstTrackedOffset: UInt64 = 0
     /// What is logged before it is touched. Under the lock.
     var ahead: LogAhead?
     var logsAhead = true
@@ -113,7 +115,13 @@ package final class PageTracker: @unchecked Sendable {
 
     /// Registers the range with the userfaultfd and protects all of it. Nothing is tracked before this.
     package func protectAll() throws {
-        for block in memory.blocks {
+        try protect(memory.blocks)
+        try protectCopied()
+    }
+
+    /// The same with some blocks.
+    func protect(_ blocks: [GuestMemory.Block]) throws {
+        for block in blocks {
             try expect(
                 ftvm_uffd_register_wp(uffd, block.hostAddress, block.lengthBytes),
                 "register guest RAM with userfaultfd")
@@ -121,8 +129,9 @@ package final class PageTracker: @unchecked Sendable {
                 ftvm_uffd_protect(uffd, block.hostAddress, block.lengthBytes),
                 "write-protect guest RAM")
         }
-        try protectCopiedLocked()
     }
+
+    func protectCopied() throws { try withLock { try protectCopiedLocked() } }
 
     /// Takes over from a tracker that died: these pages were logged, and may be unprotected.
     package func adopt(touched pages: [UInt64]) {
@@ -343,6 +352,11 @@ package final class PageTracker: @unchecked Sendable {
         memory.forEachRange(offset: firstPage * pageSizeBytes, length: count * pageSizeBytes) {
             _ = ftvm_uffd_unprotect(uffd, $0, $2)
         }
+    }
+
+    /// Touched pages from this one on. The caller holds the lock.
+    func touchedLocked(from first: UInt64) -> [UInt64] {
+        touchedCount == 0 ? [] : (first..<pageCount).filter(isTouched)
     }
 
     func isTouched(_ page: UInt64) -> Bool {

@@ -21,6 +21,8 @@ package final class PrimaryDriver: @unchecked Sendable {
     private var ungated: (names: [String], atNanoseconds: UInt64) = ([], 0)
     private static let ungatedPeriodNanoseconds: UInt64 = 1_000_000_000
     private var loop: EpochLoop?
+    /// How it became the primary, if by a take-over.
+    package internal(set) var takeOver: TakeOverFigures?
     /// It was promoted, and has not begun its epochs yet.
     private var isCold = false
     private let request: CommitRequest

@@ -59,7 +59,7 @@ extension PrimaryDriver {
         }
         let preparation = try Preparation.install(
             in: secondary.process, lock: lock, injector: injector,
-            mapping: secondary.memory.mapping(of: segment.ramDescriptor, writable: true))
+            mapping: secondary.memory.mapping(of: RAMFiles(segment), writable: true))
         segment.insertFlags(.grafted)
         FaultPoint.reached("promotion.writable")
         report.injectionNanoseconds = clock.step()

@@ -84,13 +84,15 @@ extension QEMUProcess {
 
     /// Where the segment's RAM is mapped for writing, block by block.
     func blocks(mappedFrom segment: Segment) throws -> [GuestMemory.Block] {
-        let file = try FileIdentity(descriptor: segment.ramDescriptor)
-        var blocks: [GuestMemory.Block] = []
-        let regions = try memoryMap().regions.filter {
-            $0.shared && $0.writable
-                && FileIdentity(device: $0.device, inode: $0.inode) == file
+        let files = RAMFiles(segment)
+        let regions = try memoryMap().regions.filter { $0.shared && $0.writable }
+        let placed = try regions.compactMap { region in
+            try files.ramOffset(of: region).map {
+                (start: region.start, end: region.end, offset: $0)
+            }
         }
-        for region in regions.sorted(by: { $0.offset < $1.offset }) {
+        var blocks: [GuestMemory.Block] = []
+        for region in placed.sorted(by: { $0.offset < $1.offset }) {
             let length = region.end - region.start
             // One block may be several mappings: those that follow each other in both are one again.
             if let last = blocks.last, last.hostEnd == region.start, last.end == region.offset {
@@ -177,38 +179,49 @@ extension QEMUProcess {
         }
     }
 
-    /// How its blocks are mapped now.
-    package func mapping(of memory: GuestMemory) throws -> GuestMemoryMapping {
-        let maps = try memoryMap()
-        let all = memory.blocks.map { mapping(of: $0, maps) }
-        let first = all[0]
-        if all.allSatisfy({ $0 == first }) { return first }
-        if all.contains(.incomplete) { return .incomplete }
-        return all.contains { if case .file = $0 { true } else { false } }
-            ? .otherShared : .privateMemory
+    /// Whether a block is mapped from its place in the segment, with just this access.
+    func isMapped(
+        _ block: GuestMemory.Block, from files: RAMFiles, writable: Bool
+    ) throws -> Bool {
+        let regions = try memoryMap().regions(in: block.hostAddress..<block.hostEnd)
+        guard let first = regions.first, regions.count == 1, first.shared,
+            first.writable == writable, first.start <= block.hostAddress,
+            first.end >= block.hostEnd, let offset = try files.ramOffset(of: first)
+        else { return false }
+        return offset + (block.hostAddress - first.start) == block.offset
     }
 
-    private func mapping(of block: GuestMemory.Block, _ maps: ProcessMaps) -> GuestMemoryMapping {
-        let regions = maps.regions(in: block.hostAddress..<block.hostEnd)
-        var covered = block.hostAddress
-        for region in regions where region.start <= covered { covered = max(covered, region.end) }
-        guard covered >= block.hostEnd, let first = regions.first else { return .incomplete }
-        if regions.count == 1, first.shared, first.inode != 0 {
-            return .file(
-                FileIdentity(device: first.device, inode: first.inode), writable: first.writable)
+    /// Whether all blocks are.
+    func isMapped(_ memory: GuestMemory, from segment: Segment, writable: Bool) throws -> Bool {
+        let files = RAMFiles(segment)
+        return try memory.blocks.allSatisfy {
+            try isMapped($0, from: files, writable: writable)
         }
-        return regions.contains { $0.shared } ? .otherShared : .privateMemory
     }
-}
 
-/// What stands behind a guest's RAM.
-package enum GuestMemoryMapping: Sendable, Hashable {
-    case privateMemory
-    /// Shared mappings of one file cover it all, one for each block.
-    case file(FileIdentity, writable: Bool)
-    case otherShared
-    /// Not all of the range is mapped.
-    case incomplete
+    /// Our own descriptor of the file in which this QEMU would have a block of shared memory, where that file is empty,
+    /// since the block was moved out of it; nil: it has none. The caller closes it.
+    func emptyObject(of block: GuestMemory.Block) throws -> Int32? {
+        let prefixes = ["/memfd:ftvm", "/dev/", "anon_inode:", "socket:", "pipe:"]
+        var found: [Int32] = []
+        for number in descriptors(linkedTo: "/") {
+            guard let link = descriptorLink(number),
+                !prefixes.contains(where: { link.hasPrefix($0) }),
+                let descriptor = try? duplicate(descriptor: number)
+            else { continue }
+            var status = stat()
+            var info = ftvm_memory_filesystem_info()
+            let isMemory =
+                fstat(descriptor, &status) == 0 && UInt64(status.st_size) == block.lengthBytes
+                && ftvm_memory_file_info(descriptor, &info) == 0
+                && UInt32(info.kind) != FTVM_MEMORY_FILESYSTEM_OTHER.rawValue
+                && status.st_blocks == 0
+            if isMemory { found.append(descriptor) } else { close(descriptor) }
+        }
+        if found.count == 1 { return found[0] }
+        for descriptor in found { close(descriptor) }
+        return nil
+    }
 }
 
 /// A file as /proc/PID/maps names it.

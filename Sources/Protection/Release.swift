@@ -23,10 +23,21 @@ extension PrimaryDriver {
         // What a release that was interrupted had made goes first. (One that dies between the injection and the note
         // leaves address space that nothing was written to.)
         forgetTarget(injector: injector)
+        let own = try segment.objectBytes > 0 ? nil : process.emptyObject(of: memory.blocks[0])
+        defer { if let own { Glibc.close(own) } }
         let target = try injector.run(
             in: process, [.mapAnonymous(length: memory.lengthBytes)])[0]
         segment.releaseAddress = target
         FaultPoint.reached("release.mapped")
+        if let own {
+            _ = try injector.run(
+                in: process,
+                [
+                    .mapFile(
+                        descriptor: own, address: target, length: memory.blocks[0].lengthBytes,
+                        writable: true, offset: 0)
+                ])
+        }
         do {
             try moveOut(to: target, injector: injector, progress: progress)
         } catch {
@@ -61,9 +72,9 @@ extension PrimaryDriver {
     /// to use for something else.
     private func forgetTarget(injector: InjectorProcess) {
         let target = segment.releaseAddress
-        guard target != 0, let present = try? process.mapping(of: memory),
-            let file = try? FileIdentity(descriptor: segment.ramDescriptor),
-            present == .file(file, writable: true)
+        guard target != 0,
+            let present = try? process.isMapped(memory, from: segment, writable: true),
+            present
         else { return }
         _ = try? injector.run(
             in: process, [.unmap(address: target, length: memory.lengthBytes)])
@@ -76,13 +87,19 @@ extension PrimaryDriver {
         let dirty = try PageTracker(
             process: process, memory: memory, uffd: preparation.uffd,
             pageSizeBytes: UInt64(segment.pageSizeBytes), purpose: .dirtyPages)
+        // What is in an object of a QEMU's stays where it is: nothing holds the guest up there any more.
+        let staying = segment.objectBytes
+        dirty.firstTrackedOffset = staying
+        for block in memory.blocks where block.offset < staying {
+            _ = ftvm_uffd_unregister(preparation.uffd, block.hostAddress, block.lengthBytes)
+        }
         // Whoever waited for the stopped tracker is woken by the start of this one.
         try dirty.start(epoch: Epoch(0))
         defer { dirty.stop() }
-        try dirty.protectAll()
+        try dirty.protect(memory.blocks.filter { $0.offset >= staying })
         let move = LiveMove(
             process: process, memory: memory, segment: segment,
-            direction: .outOfSegment(target: target), progress: progress)
+            direction: .outOfSegment(target: target), from: staying, progress: progress)
         try move.copyWhileRunning(tracker: dirty)
         let wasRunning = try monitor.status().running
         if wasRunning { segment.insertFlags(.pausedByCommit) }
@@ -94,8 +111,10 @@ extension PrimaryDriver {
             defer { Glibc.close(lockFile) }
             try Preparation.remove(
                 from: process, lockFile: lockFile, injector: injector,
-                moving: memory.moving(from: target) + memory.advising(MADV_DONTFORK)
-                    + memory.advising(MADV_HUGEPAGE))
+                moving: memory.moving(from: target, beginningAt: staying)
+                    + memory.advising(MADV_DONTFORK) + memory.advising(MADV_HUGEPAGE)
+                    + SetAside.undo(process, segment)
+                    + (staying > 0 ? [.unmap(address: target, length: staying)] : []))
             segment.removeFlags(.grafted)
             // A guest that somebody has resumed meanwhile, and that waits at a write: it finds its own memory now.
             _ = ftvm_uffd_wake_all(preparation.uffd)

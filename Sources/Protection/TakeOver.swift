@@ -20,19 +20,20 @@ extension PrimaryDriver {
     /// - Parameters:
     ///   - lock: descriptor with the primary lock, taken by the caller; the QEMU keeps it from here on.
     ///   - nics: all NICs of the guest.
+    ///   - object: the shared memory that is to be left empty when it has been moved out of it.
     package static func takeOver(
         process: QEMUProcess, memory: GuestMemory, monitor: any Monitor, segment: Segment,
         generation: Generation, lock: Int32, injector: InjectorProcess, nics: [GuestNIC] = [],
-        progress: @escaping @Sendable (TakeOverStep) -> Void
+        object: MemoryObject? = nil, progress: @escaping @Sendable (TakeOverStep) -> Void
     ) throws -> PrimaryDriver {
-        let isInSegment =
-            try process.mapping(of: memory)
-            == .file(FileIdentity(descriptor: segment.ramDescriptor), writable: true)
+        let place = try whereMemoryIs(process, memory, segment)
         precondition(
-            isInSegment || segment.position.epoch.number == 0, "a segment of which nobody runs")
+            place != .elsewhere || segment.position.epoch.number == 0,
+            "a segment of which nobody runs")
         try takeUp(segment, generation)
         let preparation = try Preparation.install(in: process, lock: lock, injector: injector)
         var attachment: GateAttachment?
+        var started: PageTracker?
         do {
             // A guest that its user has paused stays so.
             let wasRunning = try monitor.status().running
@@ -40,14 +41,27 @@ extension PrimaryDriver {
                 attachment = try GateAttachment.install(
                     in: process, monitor: monitor, nics: nics, injector: injector)
             }
-            if isInSegment {
+            var tracking: Tracking?
+            let stopped: UInt64
+            switch place {
+            case .inSegment:
                 if wasRunning { segment.insertFlags(.pausedByCommit) }
+                stopped = MonotonicClock.nowNanoseconds()
                 try monitor.stop(timeoutMilliseconds: Committer.stopTimeoutMilliseconds)
-            } else {
-                try moveIntoSegment(
+            case .object:
+                let adoption = try InPlace(
+                    process: process, memory: memory, segment: segment, preparation: preparation,
+                    generation: generation)
+                tracking = adoption.tracking
+                started = tracking?.tracker
+                stopped = try adoption.join(
+                    monitor: monitor, injector: injector, wasRunning: wasRunning,
+                    progress: progress)
+            case .elsewhere:
+                stopped = try moveIntoSegment(
                     process: process, memory: memory, monitor: monitor, segment: segment,
                     preparation: preparation, injector: injector, wasRunning: wasRunning,
-                    progress: progress)
+                    object: object, progress: progress)
             }
             // The guest stands still: all frames of its first epoch are held, and none of before.
             try attachment?.setFilters(on: true, monitor: monitor)
@@ -55,12 +69,21 @@ extension PrimaryDriver {
             let gate = try attachment.map {
                 try NetworkGate($0, segment: segment, generation: generation)
             }
-            return try firstCommit(
-                PrimaryDriver(
-                    process: process, memory: memory, segment: segment, monitor: monitor,
-                    preparation: preparation, generation: generation, gate: gate),
-                wasRunning: wasRunning)
+            let driver = try PrimaryDriver(
+                process: process, memory: memory, segment: segment, monitor: monitor,
+                preparation: preparation, generation: generation, gate: gate, tracking: tracking)
+            if tracking == nil {
+                started = driver.tracker
+                try driver.tracker.protectAll()
+                try driver.tracker.start(epoch: segment.position.epoch.next)
+            }
+            FaultPoint.reached("takeover.tracking")
+            try driver.firstCommit(wasRunning: wasRunning)
+            driver.takeOver = TakeOverFigures(
+                stoppedNanoseconds: MonotonicClock.nowNanoseconds() - stopped, place: place)
+            return driver
         } catch {
+            started?.stop()
             attachment?.closeAll()
             preparation.closeAll()
             try? abandonTakeOver(
@@ -95,20 +118,39 @@ extension PrimaryDriver {
             process: process, monitor: monitor, segment: segment, injector: injector)
         try Preparation.remove(
             from: process, lockFile: lockFile, injector: injector)
+        let undoing = SetAside.undo(process, segment)
+        if !undoing.isEmpty { _ = try injector.run(in: process, undoing) }
         guard segment.flags.contains(.pausedByCommit) else { return }
         try monitor.cont(timeoutMilliseconds: Committer.commandTimeoutMilliseconds)
         segment.removeFlags(.pausedByCommit)
     }
 
+    private static func whereMemoryIs(
+        _ process: QEMUProcess, _ memory: GuestMemory, _ segment: Segment
+    ) throws -> TakeOverFigures.Place {
+        if try process.isMapped(memory, from: segment, writable: true) { return .inSegment }
+        guard segment.objectBytes > 0,
+            try process.isMapped(memory.blocks[0], from: RAMFiles(segment), writable: true)
+        else { return .elsewhere }
+        return .object
+    }
+
     /// Afterwards the guest stands still and its memory is the segment.
+    /// - Returns: when it was stopped.
     private static func moveIntoSegment(
         process: QEMUProcess, memory: GuestMemory, monitor: any Monitor, segment: Segment,
         preparation: Preparation, injector: InjectorProcess, wasRunning: Bool,
-        progress: @escaping @Sendable (TakeOverStep) -> Void
-    ) throws {
+        object: MemoryObject?, progress: @escaping @Sendable (TakeOverStep) -> Void
+    ) throws -> UInt64 {
+        if let object {
+            let same =
+                try FileIdentity(descriptor: object.descriptor)
+                == FileIdentity(descriptor: segment.ramDescriptor)
+            precondition(!same, "memory is not moved out of its own segment")
+        }
         let tracker = try PageTracker(
-            process: process, memory: memory, uffd: preparation.uffd, pageSizeBytes: 4096,
-            purpose: .dirtyPages)
+            process: process, memory: memory, uffd: preparation.uffd,
+            pageSizeBytes: object?.pageSizeBytes ?? 4096, purpose: .dirtyPages)
         try tracker.protectAll()
         try tracker.start(epoch: Epoch(0))
         defer { tracker.stop() }
@@ -120,35 +162,26 @@ extension PrimaryDriver {
         progress(.switching)
         if wasRunning { segment.insertFlags(.pausedByCommit) }
         FaultPoint.reached("takeover.copied")
+        let stopped = MonotonicClock.nowNanoseconds()
         try monitor.stop(timeoutMilliseconds: Committer.stopTimeoutMilliseconds)
         FaultPoint.reached("takeover.stopped")
         try move.copyRest(stopping: tracker)
         _ = try injector.run(
             in: process,
-            memory.mapping(of: segment.ramDescriptor, writable: true)
+            memory.mapping(of: RAMFiles(segment), writable: true)
                 + memory.advising(MADV_DONTFORK))
         segment.insertFlags(.grafted)
         FaultPoint.reached("takeover.mapped")
+        object?.discard()
+        return stopped
     }
 
-    /// Tracks from here on, publishes the state in which the guest stands, and resumes it if it ran.
-    private static func firstCommit(
-        _ driver: PrimaryDriver, wasRunning: Bool
-    ) throws -> PrimaryDriver {
-        do {
-            try driver.tracker.protectAll()
-            try driver.tracker.start(epoch: driver.segment.position.epoch.next)
-            FaultPoint.reached("takeover.tracking")
-            if wasRunning {
-                _ = try driver.committer.commitStopped(
-                    began: MonotonicClock.nowNanoseconds(), .resume)
-            } else {
-                _ = try driver.committer.commitStandingStill()
-            }
-            return driver
-        } catch {
-            driver.tracker.stop()
-            throw error
+    /// Publishes the state in which the guest stands, and resumes it if it ran.
+    private func firstCommit(wasRunning: Bool) throws {
+        if wasRunning {
+            _ = try committer.commitStopped(began: MonotonicClock.nowNanoseconds(), .resume)
+        } else {
+            _ = try committer.commitStandingStill()
         }
     }
 }

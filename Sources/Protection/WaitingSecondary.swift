@@ -37,14 +37,12 @@ package final class WaitingSecondary: @unchecked Sendable {
             try layout.map {
                 try GuestMemory(process.ramBlocks(monitor: monitor), layout: $0)
             } ?? GuestMemory.locate(monitor: monitor, expectedBytes: segment.memoryBytes)
-        let file = try FileIdentity(descriptor: segment.ramDescriptor)
-        if try process.mapping(of: memory) != .file(file, writable: false) {
-            let descriptor = try segment.openRAMReadOnly()
-            defer { close(descriptor) }
-            _ = try injector.run(
-                in: process, memory.mapping(of: descriptor, writable: false))
+        if try !process.isMapped(memory, from: segment, writable: false) {
+            _ = try RAMFiles.withReadOnly(segment) {
+                try injector.run(in: process, memory.mapping(of: $0, writable: false))
+            }
         }
-        guard try process.mapping(of: memory) == .file(file, writable: false) else {
+        guard try process.isMapped(memory, from: segment, writable: false) else {
             throw FtvmError(
                 .internalError, "the secondary's memory is not the segment, read-only",
                 cause: "/proc/\(process.processID)/maps shows another mapping after the injection")

@@ -174,8 +174,9 @@ import Testing
             elements: "<memoryBacking><source type='memfd'/></memoryBacking>",
             named: "memoryBacking source memfd"),
         Case(
-            elements: "<memoryBacking><access mode='shared'/></memoryBacking>",
-            named: "memoryBacking access shared"),
+            elements:
+                "<memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>",
+            named: "memoryBacking access shared", severity: .warning),
         Case(elements: "<memoryBacking><locked/></memoryBacking>", named: "memoryBacking locked"),
         Case(
             elements: "<memoryBacking><nosharepages/></memoryBacking>",

@@ -180,7 +180,7 @@ import segment_crasher
         append([UInt8](repeating: 1, count: 70), tail: 0)
         let description = segment.dump()
         #expect(description.problems == [])
-        #expect(description.header?.formatVersion == "1.1")
+        #expect(description.header?.formatVersion == "1.2")
         #expect(description.header?.areas["output-log"]?.bytes == smallLogBytes)
         let output = try #require(description.outputLog)
         #expect((output.frames, output.frameBytes, output.released) == (1, 70, 88))

@@ -33,6 +33,18 @@ int ftvm_memory_reserve(int descriptor, uint64_t bytes);
 int ftvm_memory_map(int descriptor, size_t bytes, bool writable, bool reserve, void **address);
 int ftvm_memory_unmap(void *address, size_t bytes);
 
+/* Two files behind each other in one stretch of addresses that begins at a multiple of `alignment`, a power of two;
+ * both MAP_SHARED. */
+int ftvm_memory_map_joined(int first, size_t first_bytes, int second, size_t second_bytes, size_t alignment,
+                           bool writable, void **address);
+/* Gives an open file one more name (linkat(2)); -EXDEV when the name is on another mount, -ENOENT when the
+ * file has no name any more. */
+int ftvm_memory_link(int descriptor, const char *path);
+/* Gives the memory behind the file back; its size stays (FALLOC_FL_PUNCH_HOLE). */
+int ftvm_memory_discard(int descriptor, uint64_t bytes);
+/* As ftvm_memory_filesystem, of an open file. */
+int ftvm_memory_file_info(int descriptor, struct ftvm_memory_filesystem_info *info);
+
 /* madvise(2), MADV_POPULATE_WRITE or MADV_POPULATE_READ: fills the page tables. */
 int ftvm_memory_populate(void *address, size_t bytes, bool writable);
 
