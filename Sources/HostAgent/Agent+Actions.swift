@@ -213,7 +213,7 @@ extension Agent {
     }
 
     /// Starts long work, unless there is some; afterwards everything is looked at again.
-    private func begin(
+    func begin(
         _ work: PairWork, _ name: PairName, _ body: @escaping @Sendable () async throws -> Void
     ) {
         let runtime = runtime(of: name)

@@ -32,14 +32,20 @@ extension Agent {
         }
         let domain = try await worker.runningDomain(record)
         try await worker.abandonTakeOver(record, domain)
+        // Devices may have been added since the pair was made.
+        try DomainXML(domain.liveXML).requireProtectable()
         await progress(name, "reserving the segment")
         let (reference, layout, object) = try await reserveSegment(record, domain)
         let segment = try environment.openSegment(reference, access: .write)
         let memory = try GuestMemory(domain.blocks, layout: layout)
+        // As they are in the XML that a secondary is made of: what is added from here on is a change.
+        let devices = SeenDevices(
+            generation: record.generation, lines: try DomainXML(domain.liveXML).deviceLines)
         try await environment.pairs.update(name) {
             $0.segment = reference
             $0.ramLayout = layout
             $0.liveXML = domain.liveXML
+            $0.devices = devices
             $0.progress = PairProgress(step: "moving memory into the pool", percent: 0)
         }
         let (steps, told) = AsyncStream<PrimaryDriver.TakeOverStep>.makeStream(
@@ -94,7 +100,7 @@ extension Agent {
         let reference = SegmentReference(pool: poolName, name: record.uuid)
         if let old = record.segment {
             let oldPool = try environment.pool(old.pool)
-            if try worker.runsOnSegment(domain, old) {
+            if try worker.runsOnSegment(domain, old, isForItsBlocks: record.ramLayout == layout) {
                 return (old, record.ramLayout ?? layout.mainOnly, nil)
             }
             try await blocking { _ = try oldPool.removeSegment(name: old.name) }

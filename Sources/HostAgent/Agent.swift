@@ -103,6 +103,7 @@ package actor Agent {
             group.addTask { await self.tick() }
             group.addTask { await self.observe() }
             group.addTask { await self.report() }
+            group.addTask { await self.followDevices() }
             group.addTask { await self.followMembers() }
             group.addTask { await self.readMembers() }
             group.addTask { await self.followMaintenance() }

@@ -20,6 +20,8 @@ final class PairRuntime {
     var watch: ProcessWatch?
     /// Somebody asks its QEMU whether it still answers.
     var isProbed = false
+    /// The guest's devices as they were when the driver began, as far as they are known.
+    var devices: WatchedDevices?
     /// The long work under way, of which there is at most one for a pair on a host.
     var work: PairWork?
     /// The QEMU that was here ended in the way of a guest that shut down, or was ended by a user.
@@ -42,6 +44,13 @@ final class PairRuntime {
     var failure: FtvmError?
     private(set) var retryAtNanoseconds: UInt64 = 0
     private var failuresInARow: UInt64 = 0
+
+    struct WatchedDevices {
+        var lines: [String]
+        /// Descriptors that QEMU had when it was looked last.
+        var descriptors: Int
+        var atNanoseconds: UInt64
+    }
 
     struct KnownDomain {
         /// nil: libvirt knows no such domain.
@@ -73,6 +82,7 @@ final class PairRuntime {
         driver = nil
         isEnding = false
         driverFailure = nil
+        devices = nil
         secondary?.monitor.interrupt()
         secondary = nil
         domain = nil

@@ -52,10 +52,16 @@ struct PairWorker: Sendable {
     // MARK: - Primary
 
     /// Whether the running domain's memory, or a part of it, is this segment already.
-    func runsOnSegment(_ domain: RunningDomain, _ reference: SegmentReference) throws -> Bool {
+    ///
+    /// Main memory that was adopted in place is in the segment's object before and after: there only a segment with room for
+    /// just the blocks that QEMU has now is the one to go on with.
+    func runsOnSegment(
+        _ domain: RunningDomain, _ reference: SegmentReference, isForItsBlocks: Bool
+    ) throws -> Bool {
         guard let segment = try? environment.openSegment(reference, access: .read) else {
             return false
         }
+        if segment.objectBytes > 0, !isForItsBlocks { return false }
         return try domain.process.usesMemory(of: segment)
     }
 

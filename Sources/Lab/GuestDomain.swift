@@ -11,6 +11,8 @@ package struct GuestDomain: Hashable, Sendable {
     /// Size of the region that checks itself, in MiB; leave 100 MiB of memory to the guest's
     /// kernel.
     package var checkMiB = 32
+    /// CPUs that can be plugged in while it runs, with `vcpus`; nil: no more.
+    package var pluggableCPUs: Int?
     /// Pages of it that are rewritten per second.
     package var dirtyPagesPerSecond = 2000
     /// Where `Scripts/guest-image` put kernel and initrd.
@@ -103,7 +105,10 @@ package struct GuestDomain: Hashable, Sendable {
                 ("<name>demo</name>", "<name>\(name)</name>"),
                 ("0a4d00000010</uuid>", "0a4d000000\(number)</uuid>"),
                 ("<memory unit='MiB'>256<", "<memory unit='MiB'>\(memoryMiB)<"),
-                ("<vcpu>1<", "<vcpu>\(vcpus)<"),
+                (
+                    "<vcpu>1<",
+                    pluggableCPUs.map { "<vcpu current='\(vcpus)'>\($0)<" } ?? "<vcpu>\(vcpus)<"
+                ),
                 (">/var/cache/ftvm/guest/vmlinuz<", ">\(imageDirectory)/vmlinuz<"),
                 (
                     ">/var/cache/ftvm/guest/initrd<",

@@ -100,6 +100,8 @@ public struct PairRecord: Hashable, Sendable, Codable {
     public var liveXML: String?
     /// Which of QEMU's RAM blocks are in the segment; nil: the main memory and nothing else.
     public var ramLayout: RAMLayout?
+    /// The running guest's devices as the primary's host saw them first; nil: not yet.
+    public var devices: SeenDevices?
     /// Whether libvirt kept the domain persistently before it was enabled.
     public var persistent: Bool
     /// Guest RAM in bytes.
@@ -133,10 +135,22 @@ public struct PairRecord: Hashable, Sendable, Codable {
         self.domainXML = domainXML
         self.liveXML = nil
         self.ramLayout = nil
+        self.devices = nil
         self.persistent = persistent
         self.memoryBytes = memoryBytes
         self.progress = nil
         self.lastError = nil
+    }
+}
+
+/// The devices of a running guest, under one generation. libvirt lets anybody change them and tells nobody.
+public struct SeenDevices: Hashable, Sendable, Codable {
+    public var generation: Generation
+    /// A line for each: what it is, and a checksum of all that the XML says of it.
+    public var lines: [String]
+    public init(generation: Generation, lines: [String]) {
+        self.generation = generation
+        self.lines = lines
     }
 }
 

@@ -53,6 +53,9 @@ package enum PairAction: Sendable, Hashable {
     /// There is no guest to protect.
     case reportUnprotected(reason: String)
     case guestShutDown
+    /// Somebody has changed the running guest's devices: a waiting QEMU does not have them, and packets of a new NIC are
+    /// not held back. From here on nobody promotes; its host gives the guest back and enables it anew.
+    case reportDevicesChanged(what: String)
     case placeSecondary(on: HostName)
     case reportSecondaryReady
     case reportSecondaryLost(HostName, reason: String, error: FtvmError?)

@@ -28,6 +28,8 @@ package enum DriverState: Sendable, Hashable {
 /// Long work on the pair that is under way on this host; at most one at a time.
 package enum PairWork: String, Sendable, Hashable, CaseIterable {
     case enabling, adopting, makingSecondary, promoting, handingOver, awaitingHandOver, disabling
+    /// Giving a guest back whose devices were changed, to enable it anew.
+    case adapting
     case cleaningUp
 }
 

@@ -79,6 +79,20 @@ extension PairAction {
             record.progress = nil
             event = .init(.unprotected, "\(name) is not protected: \(record.reason)")
 
+        case .reportDevicesChanged(let what):
+            guard isPrimary, record.isUnderProtection, record.state != .failingOver else {
+                return .outdated
+            }
+            record.state = .unprotected
+            record.reason = PairReason.devicesChanged(what)
+            record.secondary = nil
+            record.secondaryReady = false
+            record.promotionRequested = false
+            record.endSwitchover(.failed, record.reason)
+            record.devices = nil
+            record.progress = nil
+            event = .init(.unprotected, "\(name) is not protected: \(record.reason)")
+
         case .noteReason(let reason):
             record.reason = reason
         case .noteError(let error):
@@ -319,6 +333,9 @@ extension PairRecord {
 /// Texts that are compared as well as shown.
 enum PairReason {
     static let guestShutDown = "the guest shut down"
+    static func devicesChanged(_ what: String) -> String {
+        "its devices were changed (\(what)); it is enabled anew with them"
+    }
     static let disabling = "it is being given back to libvirt"
     static func replacing(_ old: HostName, by new: HostName) -> String {
         "\(new) makes the secondary, in the place of \(old)"

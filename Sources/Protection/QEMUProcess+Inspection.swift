@@ -49,6 +49,12 @@ extension QEMUProcess {
         }
     }
 
+    /// How many descriptors it has open (the size of /proc/PID/fd, since Linux 6.2); costs 2 us.
+    package var descriptorCount: Int {
+        var status = stat()
+        return stat("/proc/\(processID)/fd", &status) == 0 ? Int(status.st_size) : 0
+    }
+
     private func descriptorLink(_ number: Int32) -> String? {
         var buffer = [CChar](repeating: 0, count: 512)
         let length = readlink("/proc/\(processID)/fd/\(number)", &buffer, buffer.count - 1)

@@ -37,15 +37,12 @@ struct Combination: Sendable, CustomTestStringConvertible {
 
     static var chosen: [Combination] { Domains.isFull ? all : few }
 
-    /// Every value of everything is in one of these.
+    /// Nearly every value of everything is in one of these; one CPU and no screen have all other suites.
     private static let few = [
         Combination(
-            machine: "pc", usesUEFI: false, vcpus: 1, usesHugePages: false, cards: 2, video: "vga"),
+            machine: "pc", usesUEFI: false, vcpus: 4, usesHugePages: false, cards: 2, video: "vga"),
         Combination(
             machine: "q35", usesUEFI: true, vcpus: 2, usesHugePages: true, cards: 1,
-            video: "bochs"),
-        Combination(
-            machine: "q35", usesUEFI: false, vcpus: 4, usesHugePages: false, cards: 1,
             video: "virtio"),
     ]
 
