@@ -52,7 +52,10 @@ extension Domains {
             stopped.sort()
             print("adopted in place: stopped for \(stopped) ms")
             let median = stopped[stopped.count / 2]
-            #expect(median < Self.limitMilliseconds * Double(Settings.patience))
+            // A figure of a machine that has nothing else to do: printed in every run, demanded in the full one.
+            if Domains.isFull {
+                #expect(median < Self.limitMilliseconds * Double(Settings.patience))
+            }
 
             var pair = try await lab.protected()
             let next = try #require(pair.secondary)

@@ -53,7 +53,7 @@ import Testing
     @Test func theFormatIsTheDocumentedOne() throws {
         let control = try #require(FileManager.default.contents(atPath: home.path("vm", "control")))
         #expect(String(decoding: control[..<8], as: UTF8.self) == "FTVM-SEG")
-        #expect(try word(8) == 1 | 1 << 32)
+        #expect(try word(8) == 1 | 2 << 32)
         #expect(control[16..<20] == Data([0x0f, 0x1e, 0x2d, 0x3c]))
         #expect(try word(32) == 16 * 4096)
         #expect(try word(40) == 16 * 4096)
@@ -122,7 +122,7 @@ import Testing
     @Test func aLaterMajorVersionIsRefused() throws {
         try damage(8, xor: 3)
         let error = try openFails(.unsupported)
-        #expect(error.cause?.contains("format 2.1") == true)
+        #expect(error.cause?.contains("format 2.2") == true)
     }
 
     @Test(arguments: [0, 100, 4096, 20480] as [UInt64])
