@@ -112,9 +112,9 @@ extension GuestMemory {
     }
 
     /// Moves memory that is laid out as the segment is into the blocks' places; the main memory comes last.
-    /// - Parameter first: what is before it in the segment stays where it is.
-    func moving(from source: UInt64, beginningAt first: UInt64) -> [InjectionOperation] {
-        blocks.filter { $0.offset >= first }.reversed().map {
+    /// - Parameter blocks: those to move; what is not among them stays as it is.
+    func moving(from source: UInt64, blocks chosen: [Block]) -> [InjectionOperation] {
+        chosen.reversed().map {
             .move(from: source + $0.offset, to: $0.hostAddress, length: $0.lengthBytes)
         }
     }

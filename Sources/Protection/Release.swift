@@ -73,7 +73,8 @@ extension PrimaryDriver {
     private func forgetTarget(injector: InjectorProcess) {
         let target = segment.releaseAddress
         guard target != 0,
-            let present = try? process.isMapped(memory, from: segment, writable: true),
+            let present = try? process.isMapped(
+                memory.blocks[0], from: RAMFiles(segment), writable: true),
             present
         else { return }
         _ = try? injector.run(
@@ -96,7 +97,12 @@ extension PrimaryDriver {
         // Whoever waited for the stopped tracker is woken by the start of this one.
         try dirty.start(epoch: Epoch(0))
         defer { dirty.stop() }
-        try dirty.protect(memory.blocks.filter { $0.offset >= staying })
+        // A device that was taken from the guest took its block along; who knows what is at that address now.
+        let files = RAMFiles(segment)
+        let present = try memory.blocks.filter {
+            try $0.offset >= staying && process.isMapped($0, from: files, writable: true)
+        }
+        try dirty.protect(present)
         let move = LiveMove(
             process: process, memory: memory, segment: segment,
             direction: .outOfSegment(target: target), from: staying, progress: progress)
@@ -111,8 +117,9 @@ extension PrimaryDriver {
             defer { Glibc.close(lockFile) }
             try Preparation.remove(
                 from: process, lockFile: lockFile, injector: injector,
-                moving: memory.moving(from: target, beginningAt: staying)
-                    + memory.advising(MADV_DONTFORK) + memory.advising(MADV_HUGEPAGE)
+                moving: memory.moving(from: target, blocks: present)
+                    + memory.advising(MADV_DONTFORK, blocks: present)
+                    + memory.advising(MADV_HUGEPAGE, blocks: present)
                     + SetAside.undo(process, segment)
                     + (staying > 0 ? [.unmap(address: target, length: staying)] : []))
             segment.removeFlags(.grafted)
