@@ -34,7 +34,7 @@ extension Agent {
         _ owner: HostName, _ request: HostRequest, _ what: String,
         taken: () async throws -> PairRecord?
     ) async throws -> HostAnswer {
-        let id = UUID().uuidString
+        let id = "\(host)/\(environment.incarnation)/\(UUID().uuidString)"
         let requestKey = "requests/\(owner)/\(id)"
         let answerKey = "answers/\(id)"
         let incarnation = hostRecords[owner]?.incarnation
@@ -67,8 +67,18 @@ extension Agent {
             advice: "see 'ftvm hosts' and the log of its ftvmd; the request has been withdrawn")
     }
 
+    /// Answers to a former `ftvmd` of this host, which nobody waits for.
+    private func forgetAnswers() async {
+        guard let listing = try? await environment.store.list("answers/\(host)/") else { return }
+        let ours = "answers/\(host)/\(environment.incarnation)/"
+        for entry in listing.entries where !entry.key.hasPrefix(ours) {
+            try? await environment.store.delete(entry.key, expecting: .any)
+        }
+    }
+
     /// Answers what other hosts ask of this one.
     func answerRequests() async {
+        await forgetAnswers()
         let prefix = "requests/\(host)/"
         for await change in environment.store.watch(prefix) {
             guard case .current(let listing) = change else { continue }
