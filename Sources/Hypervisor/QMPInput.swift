@@ -157,6 +157,8 @@ struct QMPInput {
         let sleepsFrom = staysAwake ? MonotonicDeadline.nowMicroseconds + Self.awakeMicroseconds : 0
         var looksAt = MonotonicDeadline.nowMicroseconds + Self.slowMicroseconds
         var isPeerGone = false
+        /// When the next round of this loop is due at the latest.
+        var dueAt = MonotonicDeadline.nowMicroseconds
         while true {
             let count = ftvm_socket_receive(
                 descriptor, buffer.baseAddress?.advanced(by: end), buffer.count - end)
@@ -170,9 +172,11 @@ struct QMPInput {
                 throw gone(cause: String(cString: strerror(Int32(-count))))
             }
             if isPeerGone { throw gone(cause: "its process is ending") }
+            let now = MonotonicDeadline.nowMicroseconds
+            MonotonicDeadline.noteDelay(from: dueAt, to: now)
+            dueAt = now
             let left = deadline.remainingMicroseconds
             guard left > 0 else { throw FtvmError(.timedOut, "no answer in time") }
-            let now = MonotonicDeadline.nowMicroseconds
             if let isPeerEnding, now >= looksAt {
                 if isPeerEnding() {
                     // What it said last, why it ends among it, is in the socket by now.
@@ -187,6 +191,7 @@ struct QMPInput {
                 if watchedCount == 1 { continue }
             }
             let patience = isPeerEnding == nil ? left : min(left, max(0, looksAt - now))
+            if !isAwake { dueAt += patience }
             let ready = ftvm_poll_set(
                 watched, Int32(watchedCount), isAwake ? 0 : UInt64(patience) * 1_000)
             guard ready >= 0 else { throw gone(cause: String(cString: strerror(-ready))) }
