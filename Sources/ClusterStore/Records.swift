@@ -8,6 +8,7 @@ import Model
 /// | `pairs/NAME` | `PairRecord` as JSON |
 /// | `hosts/NAME` | `HostRecord` as JSON |
 /// | `members/NAME` | `HostMembership` as JSON: lease and fence |
+/// | `heartbeat-slots` | `HeartbeatSlots` as JSON |
 ///
 /// Names may contain anything, slashes too: what follows the first slash is the name.
 package enum StoreKeys {

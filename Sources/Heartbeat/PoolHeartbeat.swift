@@ -32,8 +32,9 @@ package struct HeartbeatReading: Sendable, Hashable {
 /// This host's heart in one pool: a slot of the pool's `heartbeats` file, a thread that raises its
 /// counter, and eyes for the others'. Every host of the cluster maps the same file.
 ///
-/// The slot belongs to whoever holds a lock on it, and the kernel takes the lock away when the
-/// process is gone, so a SIGKILL at any moment leaves a slot that the next one may claim.
+/// The cluster store says which slot is whose (`HeartbeatSlots`). A lock on the slot tells processes
+/// under one kernel besides that it is in use; the kernel takes it away when the process is gone, so
+/// a SIGKILL at any moment leaves a slot that the next one may claim.
 package final class PoolHeartbeat: @unchecked Sendable {
     // @unchecked: `file` is used by the beating thread (one atomic word) and by callers under
     // `state`'s lock.
@@ -57,10 +58,13 @@ package final class PoolHeartbeat: @unchecked Sendable {
     ///   - path: `<pool directory>/heartbeats` for a pool on tmpfs; for other kinds a file on a
     ///     tmpfs that every host sees.
     ///   - incarnation: raised with every start of this host's ftvmd; not 0.
-    /// - Throws: `conflict` when another living ftvmd beats under the same host name;
-    ///   `resourceExhausted` when all slots are held; `invalidArgument` for a name over 63 bytes.
+    ///   - assigned: the slot that is this host's, whatever the file says; nil: one that nobody
+    ///     holds, which only locks under one kernel can tell.
+    /// - Throws: `conflict` when another living ftvmd beats under the same host name, or in the
+    ///   assigned slot; `resourceExhausted` when all slots are held; `invalidArgument` for a name
+    ///   over 63 bytes.
     package static func claimSlot(
-        path: String, host: HostName, incarnation: UInt64
+        path: String, host: HostName, incarnation: UInt64, assigned: Int? = nil
     ) throws(FtvmError) -> PoolHeartbeat {
         guard (1...HeartbeatLayout.nameBytesMaximum).contains(host.text.utf8.count) else {
             throw FtvmError(
@@ -74,7 +78,12 @@ package final class PoolHeartbeat: @unchecked Sendable {
         }
         let file = try HeartbeatFile(path: path)
         let slot = try file.withHeaderLock { () throws(FtvmError) -> Int in
-            let slot = try chooseSlot(file, host)
+            let slot =
+                if let assigned {
+                    try take(assigned, file, host)
+                } else {
+                    try chooseSlot(file, host)
+                }
             FaultPoint.reached("heartbeat.claimed")
             file.publish(slot: slot, host: host, incarnation: incarnation)
             return slot
@@ -93,6 +102,42 @@ package final class PoolHeartbeat: @unchecked Sendable {
         self.slot = slot
         self.host = host
         self.incarnation = incarnation
+    }
+
+    /// Whose names are in which slots of the file, which is made when it does not exist.
+    package static func names(path: String) throws(FtvmError) -> [Int: HostName] {
+        let file = try HeartbeatFile(path: path)
+        var names: [Int: HostName] = [:]
+        for index in 0..<HeartbeatLayout.slotCount { names[index] = file.read(slot: index)?.host }
+        return names
+    }
+
+    /// How many hosts a pool serves.
+    package static var slotCount: Int { HeartbeatLayout.slotCount }
+
+    /// Locks the slot, and takes what an earlier ftvmd of this host has left in others out of sight.
+    private static func take(
+        _ slot: Int, _ file: HeartbeatFile, _ host: HostName
+    ) throws(FtvmError) -> Int {
+        guard try file.lock(slot: slot) else {
+            let holder = file.read(slot: slot)?.host
+            throw FtvmError(
+                .conflict,
+                holder == host
+                    ? "another ftvmd beats as host \(host)"
+                    : "another ftvmd beats in the slot of host \(host)",
+                cause: "slot \(slot) of \(file.path) is held by a living process of host "
+                    + "\(holder?.text ?? "unknown")",
+                advice: "stop it, or give this host a name of its own; hosts with different "
+                    + "stores cannot share a pool")
+        }
+        for index in 0..<HeartbeatLayout.slotCount
+        where index != slot && file.read(slot: index)?.host == host {
+            guard try file.lock(slot: index) else { continue }
+            file.withdraw(slot: index)
+            file.unlock(slot: index)
+        }
+        return slot
     }
 
     /// Locks and returns a slot: the one that this host had before, else one never used, else that

@@ -49,9 +49,12 @@ struct HostEnvironment: Sendable {
         let store = try await openStore(cluster)
         let timing = try cluster.timing()
         let incarnation = try await nextIncarnation(configuration.host, store)
+        let beats = heartbeatPath(configuration, first)
         let heartbeat = try PoolHeartbeat.claimSlot(
-            path: heartbeatPath(configuration, first), host: configuration.host,
-            incarnation: incarnation)
+            path: beats, host: configuration.host, incarnation: incarnation,
+            assigned: try await HeartbeatSlots.slot(
+                of: configuration.host, in: store, limit: PoolHeartbeat.slotCount,
+                found: try PoolHeartbeat.names(path: beats)))
         let libvirt = LibvirtHost(options: .init(uri: configuration.libvirtURI), logger: logger)
         try await libvirt.connect()
         return HostEnvironment(

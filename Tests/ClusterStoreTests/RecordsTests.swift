@@ -50,6 +50,42 @@ private func pair(_ name: String) -> PairRecord {
         #expect(try await store.get("hosts/h1") != nil)
     }
 
+    /// Hosts that start together, each with a connection of its own.
+    @Test func everyHostHasAHeartbeatSlotOfItsOwn() async throws {
+        let path = directory.path + "/store.sqlite"
+        let hosts = (1...16).map { HostName("h\($0)") }
+        let slots = try await withThrowingTaskGroup(of: (HostName, Int).self) { group in
+            for host in hosts {
+                group.addTask {
+                    let store = try SQLiteStore(path: path)
+                    defer { store.close() }
+                    return (host, try await HeartbeatSlots.slot(of: host, in: store, limit: 16))
+                }
+            }
+            return try await group.reduce(into: [:]) { $0[$1.0] = $1.1 }
+        }
+        #expect(slots.values.sorted() == Array(0..<16))
+        for host in hosts {
+            #expect(
+                try await HeartbeatSlots.slot(of: host, in: store, limit: 16) == slots[host])
+        }
+        // Another store: everybody keeps what it has, and nobody gets what another one still has.
+        let other = try SQLiteStore(path: directory.path + "/other.sqlite")
+        defer { other.close() }
+        let found = [0: HostName("a"), 1: HostName("b"), 3: HostName("c")]
+        for (host, slot) in [("b", 1), ("new", 2), ("c", 3), ("a", 0), ("later", 4)] {
+            let given = try await HeartbeatSlots.slot(
+                of: HostName(host), in: other, limit: 16, found: found)
+            #expect(given == slot, "\(host)")
+        }
+        do throws(FtvmError) {
+            _ = try await HeartbeatSlots.slot(of: HostName("one more"), in: store, limit: 16)
+            Issue.record("a 17th slot of 16")
+        } catch {
+            #expect(error.code == .resourceExhausted)
+        }
+    }
+
     @Test func aPairIsCreatedOnce() async throws {
         try await pairs.create(pair("demo"))
         do throws(FtvmError) {

@@ -149,6 +149,34 @@ private func eventually(_ condition: () throws -> Bool) rethrows -> Bool {
         #expect(try claim(pool, h1, 2).slot == one.slot)
     }
 
+    /// The slot that the store has assigned, whatever an earlier ftvmd of the host has left elsewhere.
+    @Test func theAssignedSlotIsTakenAndNoOther() throws {
+        let pool = try Directory()
+        let path = pool.path + "/heartbeats"
+        func claim(_ host: HostName, _ slot: Int, _ incarnation: UInt64) throws -> PoolHeartbeat {
+            try PoolHeartbeat.claimSlot(
+                path: path, host: host, incarnation: incarnation, assigned: slot)
+        }
+        let old = try claim(h1, 5, 1)
+        let two = try claim(h2, 3, 1)
+        #expect(old.slot == 5 && two.slot == 3)
+        do {
+            _ = try claim(HostName("h3"), 3, 1)
+            Issue.record("two hosts beat in one slot")
+        } catch let error as FtvmError {
+            #expect(error.code == .conflict && error.cause?.contains("host h2") == true)
+        }
+        old.release()
+        let new = try claim(h1, 4, 2)
+        #expect(try PoolHeartbeat.names(path: path) == [3: h2, 4: h1])
+        #expect(try two.read().map(\.host) == [h2, h1])
+        #expect(try two.read().map(\.slot) == [3, 4])
+        // On another machine locks tell nothing: there the dead host's slot looks like this as well.
+        two.release()
+        #expect(try claim(HostName("h3"), 3, 1).read().map(\.host) == [HostName("h3"), h1])
+        _ = new
+    }
+
     @Test func slotsOfTheDeadAreTakenLast() throws {
         let pool = try Directory()
         var hearts: [PoolHeartbeat] = []
