@@ -186,10 +186,12 @@ extension Agent {
                     return
                 case .update(let record, let event):
                     if record == present.record { return }
+                    action.reachFaultPoint(isDone: false)
                     guard
                         let revision = try await environment.pairs.replace(
                             name, present, by: record)
                     else { continue }
+                    action.reachFaultPoint(isDone: true)
                     remember(Versioned(record: record, revision: revision))
                     if let claim { runtime(of: name).claimed = claim }
                     if let event { emit(event.kind, event.message, pair: name) }
@@ -258,6 +260,25 @@ extension PairAction {
             .claimByHand(let generation):
             generation
         default: nil
+        }
+    }
+
+    /// Before and after its swap.
+    fileprivate func reachFaultPoint(isDone: Bool) {
+        switch self {
+        case .claimPromotion, .claimFenced, .claimByHand:
+            if isDone {
+                FaultPoint.reached("failover.claimed")
+            } else {
+                FaultPoint.reached("failover.claiming")
+            }
+        case .reportPrimaryLost:
+            if isDone {
+                FaultPoint.reached("failover.loss-told")
+            } else {
+                FaultPoint.reached("failover.telling-loss")
+            }
+        default: break
         }
     }
 }

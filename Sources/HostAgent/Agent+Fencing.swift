@@ -45,7 +45,7 @@ extension Agent {
         }
     }
 
-    private var workThatMakesQEMUs: Int {
+    var workThatMakesQEMUs: Int {
         runtimes.values.count {
             switch $0.work {
             case .makingSecondary, .promoting, .enabling, .adopting, .awaitingHandOver: true
@@ -127,10 +127,12 @@ extension Agent {
             case .update(let record, let reason):
                 let isNew = member.fence == nil
                 member.fence = record
+                action.reachFaultPoint(isDone: false)
                 guard
                     let revision = try await environment.members.replace(
                         target, present, by: member)
                 else { continue }
+                action.reachFaultPoint(isDone: true)
                 remember(Versioned(record: member, revision: revision))
                 tell(record, reason, isNew: isNew)
                 return member
@@ -241,59 +243,6 @@ extension Agent {
         }
     }
 
-    private func run(
-        _ configuration: FenceConfiguration, _ target: HostName
-    ) async -> FencePlan.Result {
-        switch configuration.method {
-        case .agent(let agent, let parameters):
-            let settings = FenceAgentSettings(
-                agent: agent, parameters: parameters,
-                offMilliseconds: configuration.offMilliseconds,
-                statusMilliseconds: configuration.statusMilliseconds)
-            do throws(FtvmError) {
-                let device = try FenceAgent(settings)
-                switch await device.fence(target) {
-                case .proven: return .off
-                case .unproven(let reason):
-                    return .failed(reason.without(prefix: "agent \(device.name): "))
-                }
-            } catch {
-                return .failed(error.message)
-            }
-        case .libvirt(let uri):
-            return await endPrimaries(of: target, uri, configuration)
-        }
-    }
-
-    /// Through the target's own libvirt: every primary there that a failover waits for.
-    private func endPrimaries(
-        of target: HostName, _ uri: String, _ configuration: FenceConfiguration
-    ) async -> FencePlan.Result {
-        guard
-            let uuid = environment.cluster.hosts.first(where: { $0.name == target })?.libvirtUUID
-        else { return .failed("its libvirt_uuid is not configured") }
-        let waiting = records.values.map(\.record).filter {
-            cluster.needs[$0.name]?.contains(target) == true
-        }
-        guard !waiting.isEmpty else { return .failed("no primary waits for it") }
-        let logger = logger
-        for record in waiting {
-            let fencer = LibvirtFencer(
-                domainUUID: record.uuid, hostUUID: uuid,
-                milliseconds: configuration.offMilliseconds
-            ) { () async throws(FtvmError) -> any LibvirtFenceConnection in
-                RemoteLibvirt(
-                    libvirt: LibvirtHost(options: LibvirtHost.Options(uri: uri), logger: logger))
-            }
-            let request = FenceRequest(
-                pair: record.name, host: target, generation: record.generation)
-            if case .unproven(let reason) = await fencer.fence(request) {
-                return .failed(reason.without(prefix: "libvirt: "))
-            }
-        }
-        return .off
-    }
-
     // MARK: - Wishes
 
     /// Begins a fence that nobody but a user has asked for, or takes a person's word for its proof.
@@ -357,6 +306,27 @@ extension Agent {
     }
 }
 
+extension FenceAction {
+    /// Before and after its swap.
+    fileprivate func reachFaultPoint(isDone: Bool) {
+        switch self {
+        case .mark:
+            if isDone {
+                FaultPoint.reached("fence.marked")
+            } else {
+                FaultPoint.reached("fence.marking")
+            }
+        case .prove:
+            if isDone {
+                FaultPoint.reached("fence.proven")
+            } else {
+                FaultPoint.reached("fence.proving")
+            }
+        default: break
+        }
+    }
+}
+
 extension FenceConfiguration.Method {
     /// As a plan and people call it.
     fileprivate var named: (FenceMethod, String) {
@@ -379,36 +349,5 @@ extension FenceMethod {
         case .selfFence: "its host's self-fence has had its time"
         case .manual: "a person says so"
         }
-    }
-}
-
-extension String {
-    fileprivate func without(prefix: String) -> String {
-        hasPrefix(prefix) ? String(dropFirst(prefix.count)) : self
-    }
-}
-
-/// Another host's libvirt, for a fence.
-private struct RemoteLibvirt: LibvirtFenceConnection {
-    let libvirt: LibvirtHost
-
-    private func ours<Value>(
-        _ body: () async throws -> Value
-    ) async throws(FtvmError) -> Value {
-        do { return try await body() } catch { throw FtvmError(ours: error) }
-    }
-
-    func hostUUID() async throws(FtvmError) -> String {
-        try await ours { try await libvirt.hostUUID() }
-    }
-
-    func state(ofDomain uuid: String) async throws(FtvmError) -> LibvirtDomainState {
-        let status = try await ours { try await libvirt.find(.uuid(uuid)) }
-        guard let status else { return .absent }
-        return status.isActive ? .active : .inactive
-    }
-
-    func destroy(domain uuid: String) async throws(FtvmError) {
-        try await ours { try await libvirt.destroy(.uuid(uuid)) }
     }
 }

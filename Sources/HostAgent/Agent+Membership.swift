@@ -196,10 +196,13 @@ extension Agent {
     /// One look at all heartbeats, at our own end, and at fences.
     func observeHosts() async {
         let now = MonotonicInstant(nanoseconds: MonotonicClock.nowNanoseconds())
-        environment.network?.noteAlive(at: now.nanoseconds)
+        // A host that had to end its guests and hears nothing of anybody must not, by its own voice alone, keep the
+        // others from going on with them. (In the pool it goes on: only what is noted there tells it that it may run.)
+        let mayBeHeard = !hasSelfFence || cluster.selfFence.mayRunGuests(at: BootClock.now())
+        environment.network?.noteAlive(at: mayBeHeard ? now.nanoseconds : nil)
         var readings: [Detector.Reading] = []
         var blind: Set<HeartbeatWay> = []
-        if let beats = try? environment.heartbeat.read() {
+        if !TestSwitches.poolIsCut, let beats = try? environment.heartbeat.read() {
             readings += beats.map { beat in
                 Detector.Reading(
                     host: beat.host, incarnation: beat.incarnation, counter: beat.counter,
@@ -296,7 +299,11 @@ extension Agent {
                 petPermit.permit()
                 cluster.stopTold = false
             case .stopGuests(let why):
-                if hasSelfFence || cluster.selfFence.isFencedNow { stopGuests(why) }
+                guard hasSelfFence || cluster.selfFence.isFencedNow else { continue }
+                stopGuests(why)
+                // Nothing is left that the watchdog would have to end: the host need not be reset.
+                let isQuiet = workThatMakesQEMUs == 0 && ownQEMUs().isEmpty
+                if isQuiet, recordsKnown { petPermit.permit() }
             }
         }
     }

@@ -86,11 +86,12 @@ package actor Agent {
         environment.heartbeat.startBeating(
             periodNanoseconds: UInt64(environment.configuration.heartbeatPeriodMilliseconds)
                 * 1_000_000,
-            permit: { [weak self] in self?.isAlive ?? false })
+            permit: { [weak self] in self?.isAlive ?? false && !TestSwitches.poolIsCut })
         await register()
-        let keeper = environment.watchdog.map { device in
+        let keeper = environment.watchdog.map { watchdog in
             WatchdogKeeper(
-                device: device, periodMilliseconds: max(device.timeoutSeconds * 250, 100),
+                device: watchdog.device,
+                periodMilliseconds: max(watchdog.timeoutSeconds * 250, 100),
                 permit: { [petPermit] in petPermit.isPermitted })
         }
         // A host that has primaries is to be reset when nobody drives them any more; any other is not.

@@ -73,6 +73,7 @@ public enum Daemon {
 enum FaultInjection {
     static func installFromEnvironment() {
         let environment = ProcessInfo.processInfo.environment
+        TestSwitches.install(environment)
         // Hosts of one machine that see as little of each other's locks as hosts of several.
         if let kernel = environment["FTVM_TEST_KERNEL"].flatMap({ Int64($0) }), kernel > 0 {
             FaultPoint.foreignKernel = kernel

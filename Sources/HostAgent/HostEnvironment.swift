@@ -27,7 +27,7 @@ struct HostEnvironment: Sendable {
     /// Heartbeats over the network, and what has come of the others'; nil: not configured.
     let network: NetworkHeartbeat?
     /// nil: none is configured.
-    let watchdog: LinuxWatchdog?
+    let watchdog: HostWatchdog?
 
     var configuration: DaemonConfiguration { cluster.daemon }
     var pairs: PairRecords { PairRecords(store: store) }
@@ -75,9 +75,9 @@ struct HostEnvironment: Sendable {
         return max(UInt64(Date().timeIntervalSince1970 * 1_000), before + 1)
     }
 
-    private static func watchdog(_ wanted: SelfFenceConfiguration) throws -> LinuxWatchdog? {
+    private static func watchdog(_ wanted: SelfFenceConfiguration) throws -> HostWatchdog? {
         guard wanted.enabled, let path = wanted.watchdogPath else { return nil }
-        return try LinuxWatchdog(path: path, timeoutSeconds: wanted.watchdogSeconds)
+        return try TestSwitches.watchdog(path: path, seconds: wanted.watchdogSeconds)
     }
 
     /// - Throws: also when etcd does not answer: what is wrong with its endpoints and certificates is said at once.

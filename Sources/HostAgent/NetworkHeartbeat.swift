@@ -14,7 +14,7 @@ final class NetworkHeartbeat: Sendable {
     private struct State {
         var latest: [HostName: Latest] = [:]
         /// When the daemon went round last, on the monotonic clock.
-        var aliveAt = MonotonicClock.nowNanoseconds()
+        var aliveAt: UInt64? = MonotonicClock.nowNanoseconds()
         var peers: [HeartbeatPeer] = []
     }
     private final class Shared: Sendable {
@@ -42,8 +42,9 @@ final class NetworkHeartbeat: Sendable {
                 local: try UDPEndpoint(address: udp.address, port: udp.port),
                 periodNanoseconds: UInt64(cluster.daemon.heartbeatPeriodMilliseconds) * 1_000_000),
             permit: {
-                MonotonicClock.nowNanoseconds() &- shared.state.withLock { $0.aliveAt }
-                    < Agent.stuckNanoseconds
+                shared.state.withLock { $0.aliveAt }.map {
+                    MonotonicClock.nowNanoseconds() &- $0 < Agent.stuckNanoseconds
+                } ?? false
             },
             onArrival: { arrival in
                 shared.state.withLock {
@@ -68,7 +69,8 @@ final class NetworkHeartbeat: Sendable {
     }
 
     /// The daemon goes round. One that is stuck must fall silent, although the thread here still runs.
-    func noteAlive(at nanoseconds: UInt64) {
+    /// - Parameter nanoseconds: nil: from now on nothing is sent.
+    func noteAlive(at nanoseconds: UInt64?) {
         shared.state.withLock { $0.aliveAt = nanoseconds }
     }
 

@@ -7,6 +7,8 @@ struct HostFiles {
     let layout: LabLayout
     let specification: LabSpecification
     let host: LabHost
+    /// All of the lab's.
+    let hosts: [LabHost]
 
     private var directory: String { layout.directory(of: host.name) }
 
@@ -147,13 +149,14 @@ struct HostFiles {
             key_file = "\(layout.clusterKey)"
 
             """
-        for number in 1...specification.hostCount {
+        for host in hosts {
             text += """
 
                 [[hosts]]
-                name = "h\(number)"
-                address = "\(LabLayout.address(ofHost: number))"
-                machine = "\(specification.separateMachines ? "h\(number)" : "lab")"
+                name = "\(host.name)"
+                address = "\(host.address)"
+                machine = "\(specification.separateMachines ? host.name.text : "lab")"
+                libvirt_uuid = "\(host.uuid)"
 
                 """
         }

@@ -16,8 +16,7 @@ extension Lab {
                     advice: "only a host that was killed can be started")
             }
             if let qemuRoot {
-                try HostFiles(layout: layout, specification: specification, host: host)
-                    .setQEMU(root: qemuRoot)
+                try files(of: host).setQEMU(root: qemuRoot)
             }
             try await boot(host)
         }
@@ -125,6 +124,10 @@ extension Lab {
         try await body(host)
     }
 
+    func files(of host: LabHost) -> HostFiles {
+        HostFiles(layout: layout, specification: specification, host: host, hosts: hosts)
+    }
+
     func firstProcess(of host: LabHost) -> LabProcess? {
         group(of: host).processes().first { $0.innerPid == 1 }
     }
@@ -142,7 +145,7 @@ extension Lab {
         let group = group(of: host)
         try group.make()
         try await switchboard.unplug(host.name)
-        try HostFiles(layout: layout, specification: specification, host: host).clearVolatile()
+        try files(of: host).clearVolatile()
         try spawn(host, in: group)
         do {
             try await waitUntilReady(host)

@@ -71,7 +71,7 @@ extension Lab {
         try Files.write(
             "127.0.0.1 localhost\n" + addresses.joined(), to: "\(layout.directory)/etc-hosts")
         for host in hosts {
-            try HostFiles(layout: layout, specification: specification, host: host).write()
+            try files(of: host).write()
             try Machine.copyCapabilities(
                 from: Machine.capabilitiesCache, to: capabilities(of: host))
         }
