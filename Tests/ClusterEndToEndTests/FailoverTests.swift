@@ -15,7 +15,7 @@ extension ClusterEndToEnd {
                 var domain = GuestDomain()
                 domain.number = number
                 domain.name = number == 10 ? TestLab.demo : "demo\(number)"
-                domain.memoryMiB = 192
+                domain.memoryMiB = 128
                 domain.dirtyPagesPerSecond = 200
                 let guest = try await lab.runDemo(domain, on: host)
                 _ = try await lab.ftvm(PairView.self, "enable", domain.name)
@@ -60,7 +60,33 @@ extension ClusterEndToEnd {
                 try await lab.start(victim)
             }
             ClusterEndToEnd.report("host killed to promotion decided, 3 pairs", decisions)
-            for guest in guests { try await lab.removeDemo(guest.domain.name) }
+            for guest in guests.dropFirst() { try await lab.removeDemo(guest.domain.name) }
+        }
+
+        /// `ftvmd` dies on one side, then on the other, while a failover is under way.
+        @Test func ftvmdDiesInAFailover() async throws {
+            let lab = try TestLab.here()
+            try await lab.prepare()
+            var (guest, pair) = try await lab.protectedDemo()
+            var random = Settings.random("ftvmdDiesInAFailover")
+            for round in 1...2 * ClusterEndToEnd.rounds {
+                let covered = try await guest.covered()
+                let before = pair
+                let secondary = try #require(before.secondary)
+                let victim = round % 2 == 0 ? before.primary : secondary
+                let daemon = try #require(try await lab.daemon(victim))
+                _ = try await Strike(.qemu, lab, before)
+                try await Task.sleep(
+                    for: .milliseconds(Int.random(in: 0...150, using: &random)))
+                try daemon.kill()
+                pair = try await lab.protected("protected after ftvmd on \(victim), \(round)") {
+                    $0.generation > before.generation
+                }
+                #expect(pair.generation.number <= before.generation.number + 2)
+                try await guest.goesOn(from: covered)
+                try await lab.newDaemon(victim, not: daemon)
+            }
+            try await lab.expectNoLeak(pair)
         }
 
         /// etcd instead of the file: the same, and its loss alone stops nobody's guest.
@@ -109,33 +135,6 @@ extension ClusterEndToEnd {
             try await lab.removeDemo()
             try await lab.configure { _ in "" }
             try await lab.killEtcd()
-        }
-
-        /// `ftvmd` dies on one side, then on the other, while a failover is under way.
-        @Test func ftvmdDiesInAFailover() async throws {
-            let lab = try TestLab.here()
-            try await lab.removeDemo()
-            var (guest, pair) = try await lab.protectedDemo()
-            var random = Settings.random("ftvmdDiesInAFailover")
-            for round in 1...2 * ClusterEndToEnd.rounds {
-                let covered = try await guest.covered()
-                let before = pair
-                let secondary = try #require(before.secondary)
-                let victim = round % 2 == 0 ? before.primary : secondary
-                let daemon = try #require(try await lab.daemon(victim))
-                _ = try await Strike(.qemu, lab, before)
-                try await Task.sleep(
-                    for: .milliseconds(Int.random(in: 0...150, using: &random)))
-                try daemon.kill()
-                pair = try await lab.protected("protected after ftvmd on \(victim), \(round)") {
-                    $0.generation > before.generation
-                }
-                #expect(pair.generation.number <= before.generation.number + 2)
-                try await guest.goesOn(from: covered)
-                try await lab.newDaemon(victim, not: daemon)
-            }
-            try await lab.expectNoLeak(pair)
-            try await lab.removeDemo()
         }
 
         /// The fast profile: 40 ms, dead after 4.

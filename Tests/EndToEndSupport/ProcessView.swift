@@ -78,6 +78,20 @@ package struct ProcessView: Sendable, Hashable {
         try #require(Glibc.kill(pid, SIGKILL) == 0, "process \(pid) is there to be killed")
     }
 
+    /// None of its threads will run an instruction of its program again: PF_EXITING in the flags of each, which is set
+    /// before anything else when a thread ends. Also when it is gone.
+    package var isEnding: Bool {
+        let threads =
+            (try? FileManager.default.contentsOfDirectory(atPath: "/proc/\(pid)/task")) ?? []
+        return threads.allSatisfy { thread in
+            // The name, in parentheses, may contain anything; the flags are the seventh field after it.
+            let fields = text("task/\(thread)/stat").split(separator: ")").last?.split(
+                separator: " ")
+            guard let fields, fields.count > 6, let flags = UInt64(fields[6]) else { return true }
+            return flags & 4 != 0
+        }
+    }
+
     /// What ftvm leaves in a QEMU while it is protected.
     package var traces: [String] {
         descriptors.filter {

@@ -12,18 +12,40 @@ extension TestLab {
                 toFile: layout.configurationDirectory(of: host) + "/50-test.toml",
                 atomically: true, encoding: .utf8)
         }
+        configured = hosts.map(text)
         for host in hosts { try await killDaemon(host) }
-        try await eventually("all hosts are online", seconds: 30) {
-            try await self.onlineHosts() == hosts.count ? () : nil
-        }
+        try await allOnline()
     }
 
-    private func onlineHosts() async throws -> Int {
+    /// The same, unless that is how they are configured already; then a pair that is there stays.
+    package func prepare(_ text: (HostName) -> String = { _ in "" }) async throws {
+        guard configured != hosts.map(text) else { return }
+        try await removeDemo()
+        try await configure(text)
+    }
+
+    /// Every host sees every host, on all ways.
+    package func allOnline() async throws {
         struct Host: Decodable { let state: HostState }
-        let outcome = try await attempt(["hosts"], on: hosts.last, seconds: 20)
-        guard outcome.status == 0 else { return 0 }
-        return try JSONDecoder().decode([Host].self, from: Data(outcome.output.utf8))
-            .count { $0.state == .online }
+        var last = ""
+        try await eventually("all hosts are online", seconds: 30, found: last) {
+            () async throws -> Void? in
+            for host in hosts {
+                let outcome = try await self.attempt(["hosts"], on: host, seconds: 20)
+                guard outcome.status == 0 else {
+                    last = "\(host): \(outcome.errorOutput)"
+                    return nil
+                }
+                let states = try JSONDecoder().decode(
+                    [Host].self, from: Data(outcome.output.utf8)
+                ).map(\.state)
+                last = "\(host) sees \(states)"
+                guard states.count == hosts.count, states.allSatisfy({ $0 == .online }) else {
+                    return nil
+                }
+            }
+            return ()
+        }
     }
 
     /// Starts an etcd of one member where the switch is, and waits until it answers. Its data outlive it.

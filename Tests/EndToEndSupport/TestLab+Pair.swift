@@ -70,14 +70,16 @@ extension TestLab {
     }
 
     /// The pair's events after a number, oldest first.
-    package func events(after number: UInt64) async throws -> [ClusterEvent] {
-        let host = try #require(livingHosts.last)
+    package func events(
+        after number: UInt64, on host: HostName? = nil
+    ) async throws -> [ClusterEvent] {
+        let host = try host ?? #require(livingHosts.last)
         return try await ftvm(
             [ClusterEvent].self, "events", "--after", "\(number)", "--limit", "1000", on: host)
     }
 
-    package func lastEvent() async throws -> UInt64 {
-        let host = try #require(livingHosts.last)
+    package func lastEvent(on host: HostName? = nil) async throws -> UInt64 {
+        let host = try host ?? #require(livingHosts.last)
         return try await ftvm([ClusterEvent].self, "events", "--limit", "1", on: host).last?.number
             ?? 0
     }

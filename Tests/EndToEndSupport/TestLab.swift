@@ -51,6 +51,8 @@ package final class TestLab: Sendable {
         /// Hosts that are dead or frozen because we wanted it so.
         var away: Set<HostName> = []
         var needsRenewal = false
+        /// What `configure` has given each host last.
+        var configured: [String]?
     }
     private let state = Mutex(State())
 
@@ -64,6 +66,23 @@ package final class TestLab: Sendable {
     package var livingHosts: [HostName] {
         let away = state.withLock { $0.away }
         return hosts.filter { !away.contains($0) }
+    }
+
+    /// A host that is not asked anything for the time being, although it may live.
+    package func leaveOut(_ host: HostName, _ isOut: Bool = true) {
+        state.withLock { state in
+            if isOut {
+                state.away.insert(host)
+            } else {
+                state.away.remove(host)
+            }
+        }
+    }
+
+    /// What each host was configured with in addition, in their order; empty texts for a new lab.
+    package internal(set) var configured: [String] {
+        get { state.withLock { $0.configured } ?? hosts.map { _ in "" } }
+        set { state.withLock { $0.configured = newValue } }
     }
 
     package init(_ shape: LabShape) throws {

@@ -60,8 +60,8 @@ extension EndToEnd {
                     found.insert(String(match.1))
                 }
             }
-            // The crash tests of MemoryPool, Heartbeat and DiskLog go through the others.
-            let elsewhere = ["segment.", "heartbeat.", "disklog."]
+            // The crash tests of MemoryPool, Heartbeat, DiskLog and the cluster go through the others.
+            let elsewhere = ["segment.", "heartbeat.", "disklog.", "fence.", "failover."]
             let missing = found.subtracting(known).filter { point in
                 !elsewhere.contains { point.hasPrefix($0) }
             }
@@ -202,49 +202,6 @@ extension EndToEnd {
                 #expect(pools.first?.segmentCount == 0)
                 try await fault.disarm()
                 try await lab.removeDemo()
-            }
-        }
-    }
-}
-
-/// A named fault point at which the `ftvmd` of one of some hosts dies, once.
-struct Fault: CustomStringConvertible {
-    let lab: TestLab
-    let point: String
-    /// The how-manieth time it is reached.
-    let pass: Int
-    /// There until the fault has struck.
-    private var file: String { lab.layout.directory + "/fault" }
-    var description: String { "fault \(point):\(pass)" }
-
-    init(_ lab: TestLab, _ point: String, pass: Int) {
-        self.lab = lab
-        self.point = point
-        self.pass = pass
-    }
-
-    /// The hosts' `ftvmd` is started anew, with the fault. It may strike at once.
-    func arm(_ hosts: [HostName]) async throws {
-        try "".write(toFile: file, atomically: true, encoding: .utf8)
-        for host in hosts {
-            try "FTVM_FAULT='\(point):\(pass)'\nFTVM_FAULT_ONCE='\(file)'\n".write(
-                toFile: lab.layout.daemonEnvironment(of: host), atomically: true, encoding: .utf8)
-            try await lab.killDaemon(host)
-        }
-    }
-
-    /// Waits until the fault has struck: whoever it was has died, and not by our hand.
-    func strikes() async throws {
-        try await eventually("\(self) strikes", seconds: 60) { () async throws -> Void? in
-            FileManager.default.fileExists(atPath: file) ? nil : ()
-        }
-    }
-
-    func disarm() async throws {
-        for host in lab.hosts {
-            let path = lab.layout.daemonEnvironment(of: host)
-            if FileManager.default.fileExists(atPath: path) {
-                try FileManager.default.removeItem(atPath: path)
             }
         }
     }
