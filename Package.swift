@@ -52,7 +52,7 @@ let package = Package(
         .target(
             name: "Protection",
             dependencies: [
-                "Model", "CLinux", "MemoryPool", "Injection", "Hypervisor",
+                "Model", "CLinux", "DiskLog", "MemoryPool", "Injection", "Hypervisor",
                 .product(name: "Logging", package: "swift-log"),
             ],
             swiftSettings: strict),
@@ -98,7 +98,7 @@ let package = Package(
         .target(
             name: "HostAgent",
             dependencies: [
-                "Model", "MemoryPool", "Hypervisor", "Protection", "ClusterStore", "Fencing",
+                "Model", "DiskLog", "MemoryPool", "Hypervisor", "Protection", "ClusterStore", "Fencing",
                 "Heartbeat", "PairLogic", "ControlAPI", "ConfigurationFiles",
                 "TransportSecurity",
                 .product(name: "Hummingbird", package: "hummingbird"),
@@ -246,6 +246,10 @@ let package = Package(
             name: "DomainsEndToEndTests",
             dependencies: ["EndToEndSupport", "GuestClients", "Lab", "ControlAPI", "Model"],
             swiftSettings: strict),
+        .testTarget(
+            name: "DisksEndToEndTests",
+            dependencies: ["EndToEndSupport", "Lab", "ControlAPI", "Model"],
+            exclude: ["Guest"], swiftSettings: strict),
         .testTarget(
             name: "EndToEndTests", dependencies: ["EndToEndSupport", "Lab", "ControlAPI", "Model"],
             swiftSettings: strict),

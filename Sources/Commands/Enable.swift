@@ -65,6 +65,22 @@ struct Enable: AsyncParsableCommand {
             valueName: "size"))
     var undoLog: ByteCount?
 
+    @Option(
+        name: .customLong("disk-log"),
+        help: ArgumentHelp(
+            "Room for what the guest writes to its disks, such as 1G. Default: 256M.",
+            valueName: "size"))
+    var diskLog: ByteCount?
+
+    @Option(
+        name: .customLong("pool-durable"), parsing: .singleValue,
+        help: ArgumentHelp(
+            "Do not wait for stable storage when the guest flushes this disk; may be given several times.",
+            discussion:
+                "Its writes survive every failure of a host, but not the loss of the pool.",
+            valueName: "disk"))
+    var poolDurable: [String] = []
+
     @OptionGroup var waiting: WaitOptions
     @OptionGroup var output: OutputOptions
     @OptionGroup var connection: ConnectionOptions
@@ -85,7 +101,8 @@ struct Enable: AsyncParsableCommand {
         let options = PairOptionsRequest(
             epochMaximumMilliseconds: epochMaximum, pool: pool,
             numaNodes: numaNodes.isEmpty ? nil : numaNodes, undoLogBytes: undoLog?.bytes,
-            secondaryHost: secondary)
+            secondaryHost: secondary, diskLogBytes: diskLog?.bytes,
+            poolDurableDisks: poolDurable.isEmpty ? nil : poolDurable)
         return EnableRequest(
             domain: domain.text, host: host, options: options.isEmpty ? nil : options)
     }

@@ -101,6 +101,29 @@ package enum PairText {
             "undo log",
             "\(used) of \(capacity) entries (\(HumanText.decimal(percent, places: 0)) %), "
                 + HumanText.count(Int(clamping: statistics.overflows), "early commit"))
+        if let disks = statistics.disks { add(disks, to: &block) }
+    }
+
+    private static func add(_ disks: DiskStatistics, to block: inout DetailBlock) {
+        let percent =
+            disks.capacityBytes == 0
+            ? 0 : Double(disks.waitingBytes) / Double(disks.capacityBytes) * 100
+        var text =
+            "\(HumanText.bytes(disks.waitingBytes)) of \(HumanText.bytes(disks.capacityBytes)) wait "
+            + "(\(HumanText.decimal(percent, places: 0)) %)"
+        if disks.ageMilliseconds > 0 {
+            text += ", the oldest for "
+                + HumanText.duration(milliseconds: Double(disks.ageMilliseconds))
+        }
+        text += ", \(HumanText.bytes(UInt64(disks.appliedBytesPerSecond))) applied a second"
+        block.add("disk log", text)
+        if disks.heldRequests > 0 || disks.heldMilliseconds > 0 {
+            block.add(
+                "back-pressure",
+                "\(HumanText.count(Int(clamping: disks.heldRequests), "write")) held now, "
+                    + HumanText.duration(milliseconds: Double(disks.heldMilliseconds)) + " in all")
+        }
+        block.add("disk failure", disks.failure)
     }
 
     private static func secondary(_ pair: PairView) -> String? {

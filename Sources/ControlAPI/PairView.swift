@@ -98,6 +98,8 @@ public struct EpochStatistics: Hashable, Sendable, Codable {
     /// How long the first frame of an epoch waited.
     public var holdMedianMicroseconds: Double?
     public var holdP99Microseconds: Double?
+    /// The disks' redo log; nil: the pair has no disks to protect.
+    public var disks: DiskStatistics?
 
     public init(
         commits: UInt64, epochRatePerSecond: Double, pauseMedianMicroseconds: Double,

@@ -27,11 +27,20 @@ public struct PairOptionsRequest: Hashable, Sendable, Codable {
     /// Capacity of the undo log in bytes.
     public var undoLogBytes: UInt64?
     public var secondaryHost: HostName?
+    /// Room for written data in the disk log, in bytes.
+    public var diskLogBytes: UInt64?
+    /// Disks whose flushes do not wait for stable storage.
+    public var poolDurableDisks: [String]?
+
+    public static let diskLogBytesRange: ClosedRange<UInt64> = (1 << 20)...(1 << 40)
 
     public init(
         epochMaximumMilliseconds: Int? = nil, pool: PoolName? = nil, numaNodes: [Int]? = nil,
-        undoLogBytes: UInt64? = nil, secondaryHost: HostName? = nil
+        undoLogBytes: UInt64? = nil, secondaryHost: HostName? = nil, diskLogBytes: UInt64? = nil,
+        poolDurableDisks: [String]? = nil
     ) {
+        self.diskLogBytes = diskLogBytes
+        self.poolDurableDisks = poolDurableDisks
         self.epochMaximumMilliseconds = epochMaximumMilliseconds
         self.pool = pool
         self.numaNodes = numaNodes
@@ -55,11 +64,17 @@ public struct PairOptionsRequest: Hashable, Sendable, Codable {
                 .invalidArgument, "an epoch of \(epoch) ms is out of range",
                 advice: "choose \(range.lowerBound) to \(range.upperBound) ms")
         }
+        if let bytes = diskLogBytes, !PairOptionsRequest.diskLogBytesRange.contains(bytes) {
+            throw FtvmError(
+                .invalidArgument, "a disk log of \(bytes) bytes is out of range",
+                advice: "choose 1 MiB or more")
+        }
         if let node = numaNodes?.first(where: { $0 < 0 }) {
             throw FtvmError(.invalidArgument, "\(node) is not the number of a NUMA node")
         }
         return PairOptions(
             epochMaximumMilliseconds: epoch, pool: pool, numaNodes: numaNodes ?? [],
-            undoLogBytes: undoLogBytes, secondaryHost: secondaryHost)
+            undoLogBytes: undoLogBytes, secondaryHost: secondaryHost, diskLogBytes: diskLogBytes,
+            poolDurableDisks: poolDurableDisks)
     }
 }

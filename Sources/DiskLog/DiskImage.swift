@@ -18,6 +18,14 @@ package protocol DiskImage: AnyObject, Sendable {
     func extent(at offset: UInt64) -> (isHole: Bool, end: UInt64)
     /// Whether trims give storage back here.
     var canTrim: Bool { get }
+    /// From here on QEMU's own locks keep others from using the image: it lacks what is in the log.
+    func claim() -> Int32
+    func giveUpClaim()
+}
+
+extension DiskImage {
+    package func claim() -> Int32 { 0 }
+    package func giveUpClaim() {}
 }
 
 /// A raw file or block device; of a qcow2 image the file as it is.
@@ -127,6 +135,29 @@ package final class FileImage: DiskImage {
     }
 
     package func synchronize() -> Int32 { ftvm_disk_synchronize(descriptor) }
+
+    /// The bytes that stand for "writes", and for "nobody else may write", in QEMU's image locks (QEMU:
+    /// block/file-posix.c, RAW_LOCK_PERM_BASE and RAW_LOCK_SHARED_BASE, plus the number of BLK_PERM_WRITE).
+    private static let writerLocks: [Int64] = [101, 201]
+
+    package func claim() -> Int32 {
+        for place in Self.writerLocks {
+            let result = ftvm_lock_set(descriptor, place, 1, false)
+            // Storage without locks: QEMU has none there either.
+            if result == -ENOLCK || result == -EOPNOTSUPP || result == -EINVAL { return 0 }
+            if result != 0 { return result }
+        }
+        return 0
+    }
+
+    /// A QEMU, or another server, has it open for writing.
+    package var isWrittenByOthers: Bool {
+        ftvm_lock_query(descriptor, Self.writerLocks[0], 1) == 1
+    }
+
+    package func giveUpClaim() {
+        for place in Self.writerLocks { _ = ftvm_lock_clear(descriptor, place, 1) }
+    }
 
     package func forgetCache() { _ = ftvm_disk_forget_cache(descriptor) }
 

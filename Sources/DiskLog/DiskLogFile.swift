@@ -162,6 +162,13 @@ extension DiskLogFile {
     package var durable: UInt64 { max(self[.durable], applied) }
     /// One more than the last flush marker that packets have to wait for; 0: none.
     package var flushed: UInt64 { self[.flushed] }
+    /// More than half is in use, or requests are held: whoever stops the guest must let them go on.
+    package var isCrowded: Bool {
+        self[.heldNow] > 0 || self[.usedBytes] > header.dataBytes / 2
+            || head - min(head, applied) > header.recordCapacity / 2
+    }
+    /// Data in the log that are not yet in the images, in bytes.
+    package var usedBytes: UInt64 { self[.usedBytes] }
     /// Whether the log asks for a commit before its time.
     package var wantsCommit: Bool { self[.demand] != 0 }
 }

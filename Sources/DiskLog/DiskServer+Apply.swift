@@ -22,7 +22,8 @@ extension DiskServer {
         while true {
             bell.lock()
             if !isRinging, !isClosing {
-                bell.wait(milliseconds: failing ? settings.retryMilliseconds : 50)
+                bell.wait(
+                    milliseconds: failing ? settings.retryMilliseconds : settings.lookMilliseconds)
             }
             let closing = isClosing
             let rung = isRinging
@@ -63,6 +64,7 @@ extension DiskServer {
             // Only this thread writes images, and nobody the log from here on.
             releaseLog()
             notify?(.fenced)
+            onFenced?()
             return .fenced
         }
         if !hasReplayed, let trouble = replayJournal() {

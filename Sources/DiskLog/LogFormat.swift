@@ -60,6 +60,10 @@ package struct LogSpecification: Sendable {
         (self.uuid, self.disks, self.dataBytes) = (uuid, disks, dataBytes)
         (self.generation, self.pageSizeBytes) = (generation, pageSizeBytes)
     }
+
+    /// Size of the log's file.
+    /// - Throws: `.invalidArgument` when no such log can be made.
+    package var fileBytes: UInt64 { get throws { try LogHeader(self).fileBytes } }
 }
 
 /// Everything about a log that never changes after its creation.

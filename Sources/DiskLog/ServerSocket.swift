@@ -7,12 +7,13 @@ import Model
 //
 //   to the plugin     "bell"            something changed: sealed, stopping, generation
 //                     "activate N"      become the writer for generation N; answered
+//                     "release"         QEMU opens the images itself now; answered
 //   from the plugin   "ok"              the answer
 //                     "error\nCODE\nMESSAGE\nCAUSE\nADVICE"   the other answer
 //                     "notice WORD"     commit (one is wanted), durable, failed, fenced
 
 enum ServerMessage {
-    static let bell = "bell", activate = "activate ", ok = "ok", notice = "notice "
+    static let bell = "bell", activate = "activate ", release = "release", ok = "ok", notice = "notice "
     static let largest = 4096
 
     static func text(_ error: FtvmError) -> String {
@@ -152,6 +153,11 @@ package final class ServerSocket: @unchecked Sendable {
             turn.lock()
             _ = ServerMessage.send(answer, to: client)
             turn.unlock()
+        } else if text == ServerMessage.release {
+            server.giveUpImages()
+            turn.lock()
+            _ = ServerMessage.send(ServerMessage.ok, to: client)
+            turn.unlock()
         } else {
             let error = FtvmError(.invalidArgument, "the disk server does not know '\(text)'")
             _ = ServerMessage.send(ServerMessage.text(error), to: client)
@@ -200,13 +206,19 @@ package final class DiskServerClient {
     /// Tells the plugin to become the writer of a generation.
     ///
     /// Throws what `DiskServer.activate` throws; `.unavailable` when the plugin is gone; `.timedOut`.
-    package func activate(_ generation: Generation, timeoutMilliseconds: Int = 2000) throws {
+    package func activate(_ generation: Generation, timeoutMilliseconds: Int = 5000) throws {
+        try ask("\(ServerMessage.activate)\(generation)", timeoutMilliseconds)
+    }
+
+    /// Tells the plugin that its images have everything and are about to be opened by QEMU.
+    package func releaseImages(timeoutMilliseconds: Int = 2000) throws {
+        try ask(ServerMessage.release, timeoutMilliseconds)
+    }
+
+    private func ask(_ question: String, _ timeoutMilliseconds: Int) throws {
         let gone = FtvmError(
             .unavailable, "the disk server is gone", advice: "start it again, then repeat this")
-        guard
-            ServerMessage.send("\(ServerMessage.activate)\(generation)", to: descriptor, wait: true)
-                > 0
-        else { throw gone }
+        guard ServerMessage.send(question, to: descriptor, wait: true) > 0 else { throw gone }
         let deadline = ftvm_disk_now() + UInt64(timeoutMilliseconds) * 1_000_000
         while true {
             let now = ftvm_disk_now()
@@ -231,6 +243,22 @@ package final class DiskServerClient {
         let word = String(text.dropFirst(ServerMessage.notice.count))
         if let notice = DiskServer.Notice(rawValue: word) { notices.insert(notice) }
         return true
+    }
+
+    /// Reads away what has come, without blocking or allocating: what counts is in the log's words.
+    /// - Returns: false when the plugin is gone.
+    package func drain() -> Bool {
+        while true {
+            var buffer: (UInt64, UInt64, UInt64, UInt64, UInt64, UInt64, UInt64, UInt64) = (
+                0, 0, 0, 0, 0, 0, 0, 0
+            )
+            let got = withUnsafeMutableBytes(of: &buffer) {
+                recv(descriptor, $0.baseAddress, $0.count, Int32(MSG_DONTWAIT))
+            }
+            if got < 0, errno == EINTR { continue }
+            if got < 0 { return errno == EAGAIN }
+            if got == 0 { return false }
+        }
     }
 
     /// What has come since the last call, without blocking.

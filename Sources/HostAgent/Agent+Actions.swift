@@ -131,6 +131,8 @@ extension Agent {
             if let reference = records[name]?.record.segment { await removeSegment(reference) }
         case .finishDisable:
             begin(.cleaningUp, name) { try await self.finishDisable(name) }
+        case .guestShutDown where hasDisks(name), .reportUnprotected where hasDisks(name):
+            begin(.cleaningUp, name) { try await self.endGuest(name, action) }
         case .waitForFence(_, let reason):
             let generation = records[name]?.record.generation
             guard mayTellOfWaiting(runtime(of: name), generation, reason) else { return }
@@ -140,6 +142,24 @@ extension Agent {
             break  // Looked at again when the quiet time is over.
         default: await change(name, action)
         }
+    }
+
+    private func hasDisks(_ name: PairName) -> Bool {
+        guard let record = records[name]?.record, record.primary == host else { return false }
+        return (try? DomainXML(record.domainXML).guestDisks.isEmpty) == false
+    }
+
+    /// The guest has ended: what it wrote last reaches its images before anybody is told, who may start it again.
+    private func endGuest(_ name: PairName, _ action: PairAction) async throws {
+        if let record = records[name]?.record {
+            guard try await worker.settleDisks(record) else {
+                throw FtvmError(
+                    .failedPrecondition, "the images of \(name) are in use",
+                    cause: "what its guest wrote last is not in them yet",
+                    advice: "end whatever has them open")
+            }
+        }
+        await change(name, action)
     }
 
     /// Hosts that see different things must not correct each other's words as fast as the store can write.

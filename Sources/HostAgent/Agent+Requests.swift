@@ -100,12 +100,17 @@ extension Agent {
                 domain: request.domain)
             try await requireQEMUCommands(identifier)
         }
+        let disks =
+            status.isActive
+            ? try DomainXML(try await environment.libvirt.liveXML(identifier)).guestDisks
+            : xml.guestDisks
+        try await worker.requireDisks(disks, of: identifier, isActive: status.isActive)
         guard let memoryBytes = xml.memoryBytes else {
             throw FtvmError(.unsupported, "the XML of domain \(request.domain) names no memory")
         }
         let options = try (request.options ?? PairOptionsRequest()).options(
             epochMaximumMillisecondsDefault: environment.configuration.epochMaximumMilliseconds)
-        try requireRoom(for: memoryBytes, options, request.domain)
+        try requireRoom(for: memoryBytes, disks, options, request.domain)
         try requireSecondHost(options, request.domain)
         var record = PairRecord(
             name: PairName(status.name), uuid: status.uuid, primary: host, options: options,
@@ -135,7 +140,7 @@ extension Agent {
             .decode([Command].self).map(\.name)
         let needed = [
             "xen-save-devices-state", "migrate-incoming", "human-monitor-command", "chardev-add",
-            "object-add", "qom-set",
+            "object-add", "qom-set", "blockdev-reopen",
         ]
         let missing = needed.filter { !known.contains($0) }
         guard missing.isEmpty else {
@@ -147,7 +152,7 @@ extension Agent {
     }
 
     private func requireRoom(
-        for memoryBytes: UInt64, _ options: PairOptions, _ domain: String
+        for memoryBytes: UInt64, _ disks: [GuestDisk], _ options: PairOptions, _ domain: String
     ) throws {
         let name = options.pool ?? environment.configuration.pools[0].name
         let pool = try environment.pool(name)
@@ -158,10 +163,21 @@ extension Agent {
                 cause: "\(memoryBytes) bytes are no multiple of \(pool.pageSizeBytes)",
                 advice: "round the domain's memory up, or choose a pool with base pages")
         }
-        try pool.requireRoom(
-            for: SegmentSpecification(
-                name: domain, uuid: UUID().uuidString, memoryBytes: memoryBytes,
-                undoLogBytes: options.undoLogBytes, numaNodes: options.numaNodes))
+        for disk in options.poolDurableDisks ?? []
+        where !disks.contains(where: { $0.target == disk }) {
+            throw FtvmError(
+                .invalidArgument, "domain \(domain) has no disk \(disk) to protect",
+                advice: "name disks as in 'virsh domblklist \(domain)'")
+        }
+        let uuid = UUID().uuidString
+        var specification = SegmentSpecification(
+            name: domain, uuid: uuid, memoryBytes: memoryBytes,
+            undoLogBytes: options.undoLogBytes, numaNodes: options.numaNodes)
+        specification.diskLogFileBytes =
+            try worker.diskLog(
+                disks, uuid: uuid, options: options, generation: Generation(1),
+                pageSizeBytes: pool.pageSizeBytes)?.fileBytes ?? 0
+        try pool.requireRoom(for: specification)
     }
 
     private func requireSecondHost(_ options: PairOptions, _ domain: String) throws {

@@ -1,5 +1,6 @@
 import ClusterStore
 import ControlAPI
+import DiskLog
 import Foundation
 import MemoryPool
 import Model
@@ -41,7 +42,8 @@ extension Agent {
     /// The primary's own figures; from its last report when it runs on another host.
     private func statistics(of record: PairRecord) async -> EpochStatistics? {
         if let driver = runtimes[record.name]?.driver {
-            return EpochStatistics(driver.figures().figures, driver.gateFigures())
+            return EpochStatistics(
+                driver.figures().figures, driver.gateFigures(), diskFigures(driver, of: record.name))
         }
         guard record.primary != host, detector.states[record.primary] == .online,
             let entry = try? await environment.store.get(statisticsKey(record.name))
@@ -63,13 +65,23 @@ extension Agent {
             }
             guard
                 let data = try? ControlJSON.encode(
-                    EpochStatistics(figures, driver.gateFigures()), pretty: false)
+                    EpochStatistics(
+                        figures, driver.gateFigures(), diskFigures(driver, of: name)),
+                    pretty: false)
             else {
                 continue
             }
             _ = try? await environment.store.put(
                 statisticsKey(name), Data(data), expecting: .any)
         }
+    }
+
+    private func diskFigures(_ driver: PrimaryDriver, of name: PairName) -> DiskStatistics? {
+        guard let status = driver.disks?.log.status else { return nil }
+        let runtime = runtime(of: name)
+        runtime.diskRate.note(
+            applied: status.appliedBytes, at: MonotonicClock.nowNanoseconds())
+        return DiskStatistics(status, bytesPerSecond: runtime.diskRate.bytesPerSecond)
     }
 
     // MARK: - Hosts, events, pools
@@ -141,7 +153,7 @@ extension Agent {
 
 extension EpochStatistics {
     /// - Parameter gate: nil for a guest without NICs: then there are no packets to hold.
-    init(_ figures: EpochFigures, _ gate: GateFigures?) {
+    init(_ figures: EpochFigures, _ gate: GateFigures?, _ disks: DiskStatistics?) {
         self.init(
             commits: figures.commits, epochRatePerSecond: figures.epochRatePerSecond,
             pauseMedianMicroseconds: figures.pauseMedianMicroseconds,
@@ -151,6 +163,7 @@ extension EpochStatistics {
             undoUsedEntries: figures.undoUsedEntries,
             undoCapacityEntries: figures.undoCapacityEntries, faults: figures.faults,
             overflows: figures.overflows)
+        self.disks = disks
         guard let gate else { return }
         heldFrames = gate.heldFrames
         releasedFrames = gate.releasedFrames
@@ -158,6 +171,22 @@ extension EpochStatistics {
         guard figures.holdP99Microseconds > 0 else { return }
         holdMedianMicroseconds = figures.holdMedianMicroseconds
         holdP99Microseconds = figures.holdP99Microseconds
+    }
+}
+
+extension DiskStatistics {
+    init(_ status: DiskLogStatus, bytesPerSecond: Double) {
+        self.init(capacityBytes: status.dataBytes)
+        waitingBytes = status.waitingBytes
+        waitingRecords = status.waitingRecords
+        uncommittedRecords = status.unsealedRecords
+        ageMilliseconds = status.ageMilliseconds
+        appliedBytesPerSecond = bytesPerSecond
+        appliedBytes = status.appliedBytes
+        syncs = status.syncs
+        heldRequests = status.heldNow
+        heldMilliseconds = status.heldMilliseconds
+        failure = status.failure
     }
 }
 

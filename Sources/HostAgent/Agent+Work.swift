@@ -1,4 +1,5 @@
 import ClusterStore
+import DiskLog
 import Foundation
 import Glibc
 import Hypervisor
@@ -103,15 +104,19 @@ extension Agent {
             if try worker.runsOnSegment(domain, old, isForItsBlocks: record.ramLayout == layout) {
                 return (old, record.ramLayout ?? layout.mainOnly, nil)
             }
+            try await worker.settleDisksOrSay(record)
             try await blocking { _ = try oldPool.removeSegment(name: old.name) }
         }
         let object = try MemoryObject.behind(
             GuestMemory.mainBlock(among: domain.blocks, expectedBytes: record.memoryBytes),
             of: domain.process)
+        let live = try DomainXML(domain.liveXML)
+        let diskLog = try worker.diskLog(
+            live.guestDisks, uuid: record.uuid, options: record.options,
+            generation: record.generation, pageSizeBytes: pool.pageSizeBytes)
         var specification = SegmentSpecification(
             name: record.uuid, uuid: record.uuid, memoryBytes: layout.totalBytes,
-            undoLogBytes: record.options.undoLogBytes,
-            stateSlotBytes: try DomainXML(domain.liveXML).deviceStateBytes,
+            undoLogBytes: record.options.undoLogBytes, stateSlotBytes: live.deviceStateBytes,
             numaNodes: record.options.numaNodes,
             generation: record.generation)
         // Where it is, unless it is wanted on other nodes of the machine.
@@ -120,13 +125,17 @@ extension Agent {
             && object.map { try pool.canAdopt($0.descriptor, bytes: $0.bytes) } ?? false
         if staysThere, let object { specification.objectBytes = object.bytes }
         if let object, !staysThere { try object.requireMovable(into: pool) }
+        specification.diskLogFileBytes = try diskLog?.fileBytes ?? 0
         let wanted = specification
         try await blocking {
             try pool.removeStaleCreations()
             // One without a record's word for it is left from a death right here.
             try pool.removeSegment(name: wanted.name)
             _ = try pool.createSegment(
-                wanted, adopting: staysThere ? object?.descriptor : nil)
+                wanted, adopting: staysThere ? object?.descriptor : nil
+            ) { descriptor in
+                if let diskLog { try DiskLogFile.create(in: descriptor, diskLog) }
+            }
         }
         return (reference, layout, staysThere ? nil : object)
     }
@@ -372,6 +381,9 @@ extension Agent {
         let record = try await fresh(name)
         guard record.state == .disabled, record.primary == host else { return }
         try await worker.resumeReleased(record)
+        try await worker.settleDisksOrSay(record)
+        let plugin = worker.diskPlugin(name)
+        try await blocking { try plugin.end() }
         try await worker.restoreDefinition(record)
         if let reference = record.segment {
             let pool = try environment.pool(reference.pool)

@@ -149,9 +149,10 @@ struct HostEnvironment: Sendable {
         // An unprivileged QEMU must be able to go through it.
         chmod(configuration.runtimeDirectory, 0o711)
         try makeMonitorDirectory(configuration.monitorDirectory)
+        try makeMonitorDirectory(configuration.diskDirectory)
     }
 
-    /// QEMU makes its monitor's socket in here: as root, or as the unprivileged user that libvirt runs it as, through
+    /// QEMU makes its monitor's socket in here, or connects to its disks: as root, or as the unprivileged user that libvirt runs it as, through
     /// the group. Nobody else may.
     private static func makeMonitorDirectory(_ path: String) throws {
         guard mkdir(path, 0o770) == 0 || errno == EEXIST else {
@@ -211,4 +212,6 @@ extension TLSPaths {
 
 extension DaemonConfiguration {
     var monitorDirectory: String { runtimeDirectory + "/qmp" }
+    /// Sockets of the disk servers.
+    var diskDirectory: String { runtimeDirectory + "/disks" }
 }

@@ -18,6 +18,8 @@ final class PairRuntime {
     var isEnding = false
     /// Tells of the end of the QEMU that `driver` or `secondary` is about.
     var watch: ProcessWatch?
+    /// How fast the primary's disk log is applied.
+    var diskRate = DiskRate()
     /// Somebody asks its QEMU whether it still answers.
     var isProbed = false
     /// The guest's devices as they were when the driver began, as far as they are known.
@@ -84,6 +86,7 @@ final class PairRuntime {
         driverFailure = nil
         devices = nil
         secondary?.monitor.interrupt()
+        secondary?.disks?.close(endingPlugin: false)
         secondary = nil
         domain = nil
     }

@@ -71,10 +71,11 @@ struct PairWorker: Sendable {
             let segment = try? environment.openSegment(reference, access: .write)
         else { return }
         let injector = environment.injector
+        let disks = try disks(record, liveXML: domain.liveXML, segment)
         try await blocking {
             try PrimaryDriver.abandonTakeOver(
                 process: domain.process, monitor: domain.monitor, segment: segment,
-                injector: injector)
+                injector: injector, disks: disks)
         }
     }
 
@@ -87,6 +88,7 @@ struct PairWorker: Sendable {
         let injector = environment.injector
         let generation = record.generation
         let nics = try DomainXML(domain.liveXML).guestNICs()
+        let disks = try disks(record, liveXML: domain.liveXML, segment)
         return try await blocking {
             let lock = try segment.openLock()
             defer { close(lock) }
@@ -94,7 +96,7 @@ struct PairWorker: Sendable {
             return try PrimaryDriver.takeOver(
                 process: domain.process, memory: memory, monitor: domain.monitor,
                 segment: segment, generation: generation, lock: lock, injector: injector,
-                nics: nics, object: object, progress: progress)
+                nics: nics, object: object, disks: disks, progress: progress)
         }
     }
 
@@ -109,10 +111,11 @@ struct PairWorker: Sendable {
         let other = path == nil ? try await libvirt.monitor(identifier) : nil
         let injector = environment.injector
         let nics = try DomainXML(liveXML).guestNICs()
+        let disks = try disks(record, liveXML: liveXML, segment)
         return try await blocking {
             try PrimaryDriver.adopt(
                 process: process, segment: segment, layout: layout, generation: generation,
-                injector: injector, nics: nics,
+                injector: injector, nics: nics, disks: disks,
                 connect: {
                     if let other { return other }
                     return try QMPConnection(path: path ?? "", label: record.name.text)
@@ -165,13 +168,15 @@ struct PairWorker: Sendable {
         }
         let process = try await libvirt.process(.name(name))
         let injector = environment.injector
-        let nics = try DomainXML(try await libvirt.liveXML(.name(name))).guestNICs()
+        let running = try await libvirt.liveXML(.name(name))
+        let nics = try DomainXML(running).guestNICs()
+        let disks = try disks(record, liveXML: running, segment)
         let layout = record.ramLayout
         return try await blocking {
             let monitor = try QMPConnection(path: path, label: name)
             return try WaitingSecondary.prepare(
                 process: process, monitor: monitor, segment: segment, layout: layout,
-                injector: injector, nics: nics)
+                injector: injector, nics: nics, disks: disks)
         }
     }
 
@@ -228,6 +233,12 @@ struct PairWorker: Sendable {
 
     /// Ends the pair's QEMU on this host, whatever it is, and waits until it is gone.
     func destroy(_ pair: PairName) async throws {
+        try await destroyQEMU(pair)
+        let plugin = diskPlugin(pair)
+        try await blocking { try plugin.end() }
+    }
+
+    private func destroyQEMU(_ pair: PairName) async throws {
         let identifier = DomainIdentifier.name(pair.text)
         guard try await libvirt.find(identifier)?.isActive == true else { return }
         if let process = try? await libvirt.process(identifier) {

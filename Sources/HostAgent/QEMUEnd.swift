@@ -43,6 +43,8 @@ extension PairWorker {
             report.releasedEarly = process.waitUntilHarmless(milliseconds: 5_000)
             let ended = MonotonicClock.nowNanoseconds()
             report.endNanoseconds = ended - committed
+            // Its QEMU asks it for nothing any more; the next one's plugin waits for its lock.
+            try? driver.disks?.plugin.end()
             // Ours go as well: tracker, epochs, both locks.
             driver.close(isHarmless: report.releasedEarly)
             FaultPoint.reached("switchover.released")

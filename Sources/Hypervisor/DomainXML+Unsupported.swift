@@ -33,54 +33,6 @@ extension DomainXML {
         .init(severity: .warning, device: device, why: why, advice: advice)
     }
 
-    // MARK: Disks
-
-    private static func diskFindings(_ element: XMLTree.Element) -> [UnsupportedFinding] {
-        let disk = Disk(element)
-        let name = "\(disk.device) \(disk.target)"
-        switch disk.type {
-        case "vhostuser", "vhostvdpa":
-            return [
-                refuse(
-                    name, "type \(disk.type): its state is in another process or in hardware",
-                    "use a disk that QEMU serves itself")
-            ]
-        case "nvme":
-            return [
-                refuse(
-                    name, "type nvme: a device of this host", "use storage that all hosts reach")
-            ]
-        default: break
-        }
-        if disk.device == "lun" {
-            return [
-                refuse(
-                    name, "SCSI commands go to a device of this host past QEMU",
-                    "use device='disk'")
-            ]
-        }
-        if disk.hasBlockJob {
-            return [
-                refuse(name, "a block job is under way", "wait for it to end, or cancel it")
-            ]
-        }
-        if !disk.isReadOnly || disk.isTransient {
-            return [
-                refuse(
-                    name,
-                    "writable: after a failover its content would not be of the same commit as the "
-                        + "memory yet",
-                    "make it read-only, or run the guest from memory")
-            ]
-        }
-        guard let source = disk.source, disk.type != "network" else { return [] }
-        return [
-            warn(
-                name, "\(source) must be there under the same name on every host",
-                "keep it on shared storage")
-        ]
-    }
-
     // MARK: Network
 
     private static func interfaceFindings(_ element: XMLTree.Element) -> [UnsupportedFinding] {

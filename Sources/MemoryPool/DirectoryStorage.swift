@@ -128,7 +128,7 @@ struct DirectoryStorage: SegmentStorage {
     /// Removes a directory of ours with its files. What is gone already is no error.
     fileprivate func removeDirectory(_ path: String) throws {
         // The lock goes last: while it is there a creator's leftovers are recognised by it.
-        for file in [SegmentFile.ram, .object, .control, .lock] {
+        for file in [SegmentFile.ram, .object, .control, .disk, .lock] {
             guard unlink("\(path)/\(file.rawValue)") == 0 || errno == ENOENT else {
                 throw systemError(lastErrno(), "cannot remove \(path)/\(file.rawValue)")
             }

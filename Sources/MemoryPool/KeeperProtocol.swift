@@ -77,6 +77,7 @@ extension SegmentFile {
         case .ram: 1
         case .control: 2
         case .lock: 3
+        case .disk: 4
         case .object: 5
         }
     }

@@ -12,17 +12,23 @@ extension Pool {
     /// Throws `.resourceExhausted` if the pool has no room, `.alreadyExists`, `.invalidArgument`;
     /// then, and also if the process is killed, the pool is as it was (`removeStaleCreations`
     /// clears up after a kill).
-    /// - Parameter object: descriptor of the memory object that the first `objectBytes` of RAM are in already; it stays
-    ///   the caller's.
+    /// - Parameters:
+    ///   - object: descriptor of the memory object that the first `objectBytes` of RAM are in already; it stays the
+    ///     caller's.
+    ///   - makeDiskLog: fills the empty file for the disks' redo log, with its memory reserved; called when the
+    ///     specification has a size for it.
     package func createSegment(
-        _ specification: SegmentSpecification, adopting object: Int32? = nil
+        _ specification: SegmentSpecification, adopting object: Int32? = nil,
+        makeDiskLog: (_ descriptor: Int32) throws -> Void = { _ in }
     ) throws -> Segment {
         precondition(
             (object != nil) == (specification.objectBytes > 0), "an object and its size")
         try SegmentSpecification.validateName(specification.name)
         try NumaPlacement.validate(specification.numaNodes)
         let header = try SegmentHeader(specification, pageSizeBytes: pageSizeBytes)
-        let needed = header.ramFileBytes - header.objectBytes + header.controlFileBytes
+        let needed =
+            header.ramFileBytes - header.objectBytes + header.controlFileBytes
+            + specification.diskLogFileBytes
         let title = "segment '\(specification.name)'"
         try requireRoom(needed, title: title, nodes: header.numaNodes)
 
@@ -50,6 +56,11 @@ extension Pool {
             FaultPoint.reached("segment.create.control-reserved")
             try Pool.initialise(control, header, what)
             FaultPoint.reached("segment.create.control-written")
+            if specification.diskLogFileBytes > 0 {
+                let disk = try creation.makeFile(.disk)
+                files.append(disk)
+                try makeDiskLog(disk.number)
+            }
             try creation.complete()
         } catch is NoRoom {
             // What could be reserved is given back first, so that the message tells the truth.
@@ -119,7 +130,8 @@ extension Pool {
         try NumaPlacement.validate(specification.numaNodes)
         let header = try SegmentHeader(specification, pageSizeBytes: pageSizeBytes)
         try requireRoom(
-            header.ramFileBytes - header.objectBytes + header.controlFileBytes,
+            header.ramFileBytes - header.objectBytes + header.controlFileBytes
+                + specification.diskLogFileBytes,
             title: "segment '\(specification.name)'", nodes: header.numaNodes)
     }
 
@@ -246,7 +258,7 @@ extension Pool {
                 + "or enlarge the pool (mount -o remount,size=...)"
         return FtvmError(
             .resourceExhausted, "pool '\(name)' has no room for \(title)",
-            cause: "\(readable(needed)) are asked for, guest RAM and undo log together, "
+            cause: "\(readable(needed)) are asked for, guest RAM and logs together, "
                 + "\(readable(free)) are free",
             advice: advice)
     }

@@ -201,6 +201,21 @@ extension Segment {
         return copied
     }
 
+    /// A new O_RDWR descriptor of the disks' redo log, close-on-exec, which the caller closes; nil: the segment has none.
+    package func openDiskLog() throws -> Int32? {
+        let opened: OwnedDescriptor
+        do {
+            opened = try storage.open(.disk, of: name, writable: true)
+        } catch let error as FtvmError where error.code == .notFound {
+            return nil
+        }
+        let copied = fcntl(opened.number, F_DUPFD_CLOEXEC, 0)
+        guard copied >= 0 else {
+            throw systemError(lastErrno(), "cannot hand over the disk log of \(title)")
+        }
+        return copied
+    }
+
     /// Path of the lock file, nil in a memfd pool; prefer `openLock`.
     package var lockPath: String? { storage.path(of: .lock, of: name) }
 

@@ -19,6 +19,8 @@ package struct SegmentSpecification: Sendable {
     /// Size of the memory object that a running QEMU has its main memory in, and that becomes the first part of the
     /// segment's RAM; 0: there is none. A whole number of the pool's pages.
     package var objectBytes: UInt64 = 0
+    /// Size of the file for the disks' redo log; 0: the guest has no disks to protect.
+    package var diskLogFileBytes: UInt64 = 0
     /// NUMA nodes that the segment's memory must come from; empty: wherever the kernel puts it.
     package var numaNodes: [Int]
     /// The generation that may write first.

@@ -11,9 +11,11 @@ enum SegmentFile: String, CaseIterable, Sendable {
     /// The guest's main memory, where a running QEMU had it already: it stands before `ram`. Only in a segment that was
     /// adopted in place.
     case object
+    /// The redo log of the guest's disks (`DiskLog`); only where it has disks to protect.
+    case disk
 
     /// Whether a segment may be without it.
-    var mayBeAbsent: Bool { self == .object }
+    var mayBeAbsent: Bool { self == .object || self == .disk }
 }
 
 /// Where a pool keeps the files of its segments: a directory, or the memory of a keeper process.

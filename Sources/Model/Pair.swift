@@ -47,14 +47,21 @@ public struct PairOptions: Hashable, Sendable, Codable {
     public var undoLogBytes: UInt64?
     /// The wished-for host of the secondary; nil: placement decides.
     public var secondaryHost: HostName?
+    /// Room for written data in the disk log in bytes; nil: 256 MiB.
+    public var diskLogBytes: UInt64?
+    /// Disks (`vda`) whose flushes do not wait for stable storage: `durability = pool`. nil: none.
+    public var poolDurableDisks: [String]?
 
     public static let defaultEpochMaximumMilliseconds = 50
 
     public init(
         epochMaximumMilliseconds: Int = PairOptions.defaultEpochMaximumMilliseconds,
         pool: PoolName? = nil, numaNodes: [Int] = [], undoLogBytes: UInt64? = nil,
-        secondaryHost: HostName? = nil
+        secondaryHost: HostName? = nil, diskLogBytes: UInt64? = nil,
+        poolDurableDisks: [String]? = nil
     ) {
+        self.diskLogBytes = diskLogBytes
+        self.poolDurableDisks = poolDurableDisks
         self.epochMaximumMilliseconds = epochMaximumMilliseconds
         self.pool = pool
         self.numaNodes = numaNodes

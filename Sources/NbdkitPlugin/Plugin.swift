@@ -95,6 +95,8 @@ private enum Plugin {
         try log.populate()
         let server = DiskServer(log: log, images: images, journal: journal)
         self.server = server
+        // Of no more use; the image locks go with the process.
+        server.onFenced = { _exit(0) }
         if let control { socket = try ServerSocket(server, path: control) }
         if let generation { try server.activate(generation) }
     }

@@ -19,7 +19,7 @@ extension PrimaryDriver {
     package static func adopt(
         process: QEMUProcess, segment: Segment, layout: RAMLayout? = nil,
         generation: Generation, injector: InjectorProcess, nics: [GuestNIC] = [],
-        connect: () throws -> any Monitor
+        disks: PairDisks? = nil, connect: () throws -> any Monitor
     ) throws -> PrimaryDriver {
         let lockFile = try segment.openLock()
         defer { Glibc.close(lockFile) }
@@ -44,6 +44,10 @@ extension PrimaryDriver {
                 // Until the successor is ready: QEMU's main thread may wait for it again at any time.
                 let pump = try found.map { try GatePump($0) }
                 defer { pump?.stop() }
+                // QEMU's main thread waits for requests to its disks as well, while it stops the guest.
+                try disks?.serve(generation)
+                disks?.resume(
+                    from: try segment.latestCommit()?.logs, released: segment.releasedOutput)
                 let monitor = try connect()
                 FaultPoint.reached("adoption.connected")
                 try adoptCopied(layout, process, monitor, tracking.tracker)
@@ -52,14 +56,15 @@ extension PrimaryDriver {
                     generation: generation, nics: nics, injector: injector)
                 let driver = try PrimaryDriver(
                     process: process, memory: memory, segment: segment, monitor: monitor,
-                    preparation: preparation, generation: generation, gate: gate,
+                    preparation: preparation, generation: generation, gate: gate, disks: disks,
                     tracking: tracking)
                 if segment.flags.contains(.pausedByCommit) { try driver.committer.resume() }
                 FaultPoint.reached("adoption.resumed")
                 pump?.stop()
-                _ = try gate?.release()
+                _ = try gate?.release(upTo: disks?.releasable() ?? .max)
                 return driver
             } catch {
+                disks?.close(endingPlugin: false)
                 tracking.tracker.stop()
                 throw error
             }

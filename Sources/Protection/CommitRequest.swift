@@ -40,9 +40,9 @@ struct EpochWait {
 
     /// `release` gives the memory back.
     init(request: CommitRequest, gate descriptors: [Int32]) {
-        count = 1 + descriptors.count
+        count = 2 + descriptors.count
         set = .allocate(capacity: count)
-        for (index, descriptor) in ([request.descriptor] + descriptors).enumerated() {
+        for (index, descriptor) in ([request.descriptor] + descriptors + [-1]).enumerated() {
             (set + index).initialize(
                 to: pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0))
         }
@@ -51,11 +51,19 @@ struct EpochWait {
     func release() { set.deallocate() }
 
     /// Waits for a request, for frames, or for the monotonic time, whichever is first.
-    func wait(untilNanoseconds due: UInt64) -> (isAsked: Bool, hasFrames: Bool) {
+    /// - Parameter disks: the disk log's connection; -1: none.
+    func wait(
+        untilNanoseconds due: UInt64, disks: Int32 = -1
+    ) -> (isAsked: Bool, hasFrames: Bool) {
+        set[count - 1].fd = disks
+        set[count - 1].revents = 0
         let now = MonotonicClock.nowNanoseconds()
         let left = due > now ? due - now : 0
         guard ftvm_poll_set(set, Int32(count), left) > 0 else { return (false, false) }
-        let hasFrames = (1..<max(1, count)).contains { set[$0].revents != 0 }
+        let hasFrames = (1..<count - 1).contains { set[$0].revents != 0 }
         return (set[0].revents != 0, hasFrames)
     }
+
+    /// The last wait has found something of the disk log.
+    var hasDisks: Bool { return set[count - 1].revents != 0 }
 }

@@ -1,4 +1,5 @@
 import CLinux
+import DiskLog
 import Glibc
 import Hypervisor
 import MemoryPool
@@ -28,6 +29,8 @@ package final class Committer: @unchecked Sendable {
     package let tracker: PageTracker
     package let generation: Generation
     private(set) var output: HeldOutput?
+    /// nil for a guest without disks to protect.
+    let disks: PairDisks?
     private let channel: DeviceStateChannel
 
     /// Longer than this for `stop` means that QEMU hangs; the guest's own disk writes are waited for in it.
@@ -38,20 +41,21 @@ package final class Committer: @unchecked Sendable {
 
     init(
         monitor: any Monitor, segment: Segment, tracker: PageTracker, generation: Generation,
-        channel: DeviceStateChannel, gate: (any PacketGate)? = nil
+        channel: DeviceStateChannel, gate: (any PacketGate)? = nil, disks: PairDisks? = nil
     ) {
         self.monitor = monitor
         self.segment = segment
         self.tracker = tracker
         self.generation = generation
         self.channel = channel
-        output = gate.map { HeldOutput($0) }
+        self.disks = disks
+        output = gate.map { HeldOutput($0, disks) }
     }
 
     /// Holds the guest's frames from here on. Only before epochs are started.
     package func attach(_ gate: any PacketGate) {
         precondition(output == nil, "a primary has one gate")
-        output = HeldOutput(gate)
+        output = HeldOutput(gate, disks)
     }
 
     /// Commits the running epoch; a guest that stands still already stays so.
@@ -82,6 +86,7 @@ package final class Committer: @unchecked Sendable {
             return nil
         }
         let epoch = segment.position.epoch.next
+        disks?.willStop()
         do {
             var closed = ClosedEpoch()
             let hasStopped = try monitor.stopAndSave(
@@ -96,12 +101,14 @@ package final class Committer: @unchecked Sendable {
                 steps.prepared()
             }
             guard hasStopped else {
+                disks?.didNotCommit()
                 segment.removeFlags(.pausedByCommit)
                 return nil
             }
             steps.saved()
             return try finish(epoch, closed, ending, &steps)
         } catch {
+            disks?.didNotCommit()
             tracker.withLock { tracker.stopLoggingAheadLocked() }
             if ending == .resume, Self.canGoOn(after: error) { try? resume() }
             throw error
@@ -154,6 +161,7 @@ package final class Committer: @unchecked Sendable {
     private struct ClosedEpoch {
         var dirtyPages: UInt64 = 0
         var logs = LogPositions()
+        var disks: DiskSeal?
     }
 
     /// The guest stands still; QEMU may be saving its state.
@@ -168,7 +176,12 @@ package final class Committer: @unchecked Sendable {
         try output?.collect()
         let dirtyPages = try tracker.withLock { try tracker.closeEpochLocked() }
         FaultPoint.reached("commit.protected")
-        return ClosedEpoch(dirtyPages: dirtyPages, logs: output?.positions ?? LogPositions())
+        var closed = ClosedEpoch(
+            dirtyPages: dirtyPages, logs: output?.positions ?? LogPositions())
+        // QEMU has drained: every write that it has answered is below this.
+        closed.disks = disks?.seal()
+        if let seal = closed.disks { closed.logs.disk = seal.position }
+        return closed
     }
 
     /// Uses the time that QEMU takes, and no more than that.
@@ -196,6 +209,7 @@ package final class Committer: @unchecked Sendable {
         }
         let frames = output?.epochFrames ?? 0
         let bytes = output?.epochBytes ?? 0
+        if let seal = closed.disks { disks?.published(seal, output: closed.logs.output) }
         output?.published(closed.logs)
         FaultPoint.reached("commit.published")
         steps.published()
@@ -205,6 +219,7 @@ package final class Committer: @unchecked Sendable {
         case .stayStopped: try releaseLast()
         }
         steps.ended()
+        disks?.ring()
         FaultPoint.reached("commit.end")
         if ending == .resume { tracker.startLoggingAhead() }
         return CommitReport(

@@ -112,6 +112,8 @@ package final class EpochLoop: @unchecked Sendable {
 
     /// Frames that the network did not take are offered again after this.
     private static let releaseAgainNanoseconds: UInt64 = 500_000
+    /// The disk log tells when something became durable; should that be lost, this is how long it takes.
+    private static let durableAgainNanoseconds: UInt64 = 5_000_000
 
     private func run() -> End {
         let output = committer.output
@@ -124,9 +126,15 @@ package final class EpochLoop: @unchecked Sendable {
         while true {
             var wake = min(due(pacing), silence.looksAt)
             if output?.isReleasing ?? false {
-                wake = min(wake, MonotonicClock.nowNanoseconds() + Self.releaseAgainNanoseconds)
+                let isHeld = committer.disks?.isHolding ?? false
+                let pause = isHeld ? Self.durableAgainNanoseconds : Self.releaseAgainNanoseconds
+                wake = min(wake, MonotonicClock.nowNanoseconds() + pause)
             }
-            let (isAsked, hasFrames) = wait.wait(untilNanoseconds: wake)
+            let connection = committer.disks?.connection
+            let (isAsked, hasFrames) = wait.wait(
+                untilNanoseconds: wake, disks: connection?.descriptor ?? -1)
+            // One whose plugin has ended stays readable: its supervisor finds another, and until then time goes on.
+            if let connection, wait.hasDisks, !connection.drain() { usleep(1_000) }
             if withLock({ stopping }) { return .stopped }
             if committer.tracker.lost { return .lost(qemuGone) }
             if hasFrames { silence = Silence() }
@@ -146,11 +154,15 @@ package final class EpochLoop: @unchecked Sendable {
         }
     }
 
+    private var demand: GateDemand {
+        max(committer.output?.demand ?? .none, committer.disks?.demand ?? .none)
+    }
+
     /// Why to commit now, if so.
     private func reason(_ isAsked: Bool, _ pacing: CommitPacing) -> CommitReason? {
         if isAsked, let asked = request.take() { return asked }
         guard due(pacing) <= MonotonicClock.nowNanoseconds() else { return nil }
-        switch committer.output?.demand ?? .none {
+        switch demand {
         case .none: return .timer
         case .soon: return .output
         case .now: return .highWater
@@ -158,7 +170,7 @@ package final class EpochLoop: @unchecked Sendable {
     }
 
     private func due(_ pacing: CommitPacing) -> UInt64 {
-        pacing.due(committer.output?.demand ?? .none, lastData: committer.output?.lastData)
+        pacing.due(demand, lastData: committer.output?.lastData)
     }
 
     /// What an error means for the loop; nil: it goes on.
@@ -199,7 +211,7 @@ package final class EpochLoop: @unchecked Sendable {
     private func commitPaused() throws -> CommitReport? {
         let frames = committer.output?.epochFrames ?? 0
         let logged = committer.tracker.withLock { committer.segment.undoUsed }
-        guard frames > 0 || logged > 0,
+        guard frames > 0 || logged > 0 || committer.disks?.hasUnsealed ?? false,
             try committer.monitor.status().status == "paused"
         else { return nil }
         do {

@@ -6,6 +6,7 @@ import Model
 /// at a time; while QEMU is waited for it empties the gate's sockets, for QEMU's main thread may be the one that waits.
 final class HeldOutput: MonitorAttendant {
     private let gate: any PacketGate
+    private let disks: PairDisks?
     /// How much the running epoch's frames want to leave.
     private(set) var demand = GateDemand.none
     /// Frames and bytes that the running epoch has made so far.
@@ -28,8 +29,9 @@ final class HeldOutput: MonitorAttendant {
     private var hold: UInt64?
     private var failure: (any Error)?
 
-    init(_ gate: any PacketGate) {
+    init(_ gate: any PacketGate, _ disks: PairDisks? = nil) {
         self.gate = gate
+        self.disks = disks
         committedOutput = gate.positions.output
     }
 
@@ -75,11 +77,13 @@ final class HeldOutput: MonitorAttendant {
         isReleasing = true
     }
 
-    /// Sends what is committed, as far as the network takes it.
+    /// Sends what is committed, as far as the network takes it and what the disks have promised is on stable storage.
     func release() throws {
         guard isReleasing else { return }
         let before = gate.heldFrames
-        isReleasing = !(try gate.release())
+        let limit = disks?.releasable()
+        let isAllSent = try gate.release(upTo: limit ?? .max)
+        isReleasing = !isAllSent || disks?.isHolding ?? false
         let left = before &- gate.heldFrames
         releasedFrames += left
         guard left > 0, let first = firstWaiting else { return }

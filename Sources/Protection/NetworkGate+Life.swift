@@ -23,12 +23,15 @@ extension NetworkGate {
 
     /// A promoted guest, its state loaded and itself standing still, gets its gate: from here on frames are held. What
     /// was committed and not known to have left goes out; what reached the guest after the commit reaches it again.
-    func open(after committed: LogPositions, monitor: any Monitor) throws -> GatePromotionReport {
+    /// - Parameter limit: the end of the output log up to which frames may leave.
+    func open(
+        after committed: LogPositions, upTo limit: UInt64 = .max, monitor: any Monitor
+    ) throws -> GatePromotionReport {
         try attachment.setFilters(on: true, monitor: monitor)
         FaultPoint.reached("gate.promotion-switched")
         var report = GatePromotionReport()
         let before = figures().releasedFrames
-        _ = try release()
+        _ = try release(upTo: limit)
         report.sentFrames = figures().releasedFrames - before
         FaultPoint.reached("gate.promotion-sent")
         // The network knows by QEMU's announcement where the guest is.
@@ -131,10 +134,10 @@ extension NetworkGate {
     }
 
     /// Sends what is committed, and waits for a slow network, but not for ever.
-    func releaseWaiting() throws {
+    func releaseWaiting(upTo limit: UInt64 = .max) throws {
         var failure: (any Error)?
         sendWaiting {
-            do { return try release() } catch {
+            do { return try release(upTo: limit) } catch {
                 failure = error
                 return true
             }

@@ -296,7 +296,9 @@ package final class NetworkGate: PacketGate, @unchecked Sendable {
 
     // MARK: - Releasing
 
-    package func release() throws -> Bool {
+    package func release() throws -> Bool { try release(upTo: .max) }
+
+    package func release(upTo limit: UInt64) throws -> Bool {
         let present = segment.position
         guard present.generation == generation else {
             throw FtvmError(
@@ -305,7 +307,7 @@ package final class NetworkGate: PacketGate, @unchecked Sendable {
                 advice: "this primary must end and release nothing")
         }
         guard let committed = segment.committedLogs else { return true }
-        return send(upTo: committed.output)
+        return send(upTo: min(limit, committed.output))
     }
 
     /// Sends everything, committed or not: for a guest whose state is not rolled back any more.

@@ -32,6 +32,14 @@ package protocol PacketGate: AnyObject, Sendable {
     /// - Returns: whether everything has been sent.
     func release() throws -> Bool
 
+    /// The same, but nothing behind this end of the output log.
+    /// - Returns: whether everything up to there has been sent.
+    func release(upTo limit: UInt64) throws -> Bool
+
     /// Frames that wait for their commit or for the network.
     var heldFrames: UInt64 { get }
+}
+
+extension PacketGate {
+    package func release(upTo limit: UInt64) throws -> Bool { try release() }
 }

@@ -17,6 +17,8 @@ package final class PrimaryDriver: @unchecked Sendable {
     let preparation: Preparation
     /// nil for a guest without NICs.
     package let gate: NetworkGate?
+    /// nil for a guest without disks to protect.
+    package let disks: PairDisks?
     /// NICs without a gate, and when they were looked for last.
     private var ungated: (names: [String], atNanoseconds: UInt64) = ([], 0)
     private static let ungatedPeriodNanoseconds: UInt64 = 1_000_000_000
@@ -52,7 +54,7 @@ package final class PrimaryDriver: @unchecked Sendable {
     init(
         process: QEMUProcess, memory: GuestMemory, segment: Segment, monitor: any Monitor,
         preparation: Preparation, generation: Generation, gate: NetworkGate?,
-        tracking: Tracking? = nil
+        disks: PairDisks? = nil, tracking: Tracking? = nil
     ) throws {
         self.process = process
         self.memory = memory
@@ -61,6 +63,7 @@ package final class PrimaryDriver: @unchecked Sendable {
         (monitor as? QMPConnection)?.setPeerEnding { process.isEnding }
         self.preparation = preparation
         self.gate = gate
+        self.disks = disks
         let tracking =
             try tracking
             ?? Tracking(
@@ -70,7 +73,7 @@ package final class PrimaryDriver: @unchecked Sendable {
         tracker = tracking.tracker
         committer = Committer(
             monitor: monitor, segment: segment, tracker: tracker, generation: generation,
-            channel: preparation.channel, gate: gate)
+            channel: preparation.channel, gate: gate, disks: disks)
     }
 
     // MARK: - Running
@@ -114,6 +117,8 @@ package final class PrimaryDriver: @unchecked Sendable {
             _ = ftvm_lock_clear(preparation.lock, 0, 1)
         }
         preparation.closeAll()
+        // The plugin goes on: should the guest have ended by itself, its last writes are in the log only.
+        disks?.close(endingPlugin: false)
         segment.releaseManagerLock()
     }
 
@@ -131,7 +136,7 @@ package final class PrimaryDriver: @unchecked Sendable {
         figures.faults = tracker.faultCount
         figures.loggedAheadPages = tracker.loggedAheadCount
         figures.overflows = tracker.overflowCount
-        return (figures, failure ?? ungatedFailure())
+        return (figures, failure ?? ungatedFailure() ?? disks?.trouble)
     }
 
     /// Figures of the network gate; nil for a guest without NICs.
@@ -159,7 +164,7 @@ package final class PrimaryDriver: @unchecked Sendable {
         stopEpochs()
         _ = try committer.commit(.stayStopped)
         guard let gate else { return }
-        try gate.releaseWaiting()
+        try gate.releaseWaiting(upTo: disks?.releasable() ?? .max)
         // What has come for the guest meanwhile it gets from the next primary.
         _ = try gate.collect()
         FaultPoint.reached("gate.handed-over")

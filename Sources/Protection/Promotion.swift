@@ -51,6 +51,9 @@ extension PrimaryDriver {
         segment.cutOutput(to: record.logs)
         try CopiedBlocks.restore(
             secondary.memory.copied, of: secondary.process, from: segment)
+        // Before a frame is written that nobody may see yet.
+        try secondary.disks?.promote(record, generation)
+        secondary.disks?.resume(from: record.logs, released: segment.releasedOutput)
         FaultPoint.reached("promotion.rolled-back")
         var report = PromotionReport(rollback: rollback)
         report.rollbackNanoseconds = clock.step()
@@ -68,7 +71,7 @@ extension PrimaryDriver {
             driver = try PrimaryDriver(
                 process: secondary.process, memory: secondary.memory, segment: segment,
                 monitor: secondary.monitor, preparation: preparation, generation: generation,
-                gate: secondary.gate(segment, generation))
+                gate: secondary.gate(segment, generation), disks: secondary.disks)
         } catch {
             preparation.closeAll()
             throw error
@@ -96,7 +99,9 @@ extension PrimaryDriver {
         report.loadNanoseconds = clock.step()
         if let gate {
             // QEMU's announcement of the loaded guest has passed the gate while it was off.
-            report.gate = try gate.open(after: report.rollback.commit.logs, monitor: monitor)
+            report.gate = try gate.open(
+                after: report.rollback.commit.logs, upTo: disks?.releasable() ?? .max,
+                monitor: monitor)
         }
         report.gateNanoseconds = clock.step()
         segment.removeFlags(.pausedByCommit)

@@ -14,11 +14,12 @@ extension PrimaryDriver {
     package func release(
         injector: InjectorProcess, progress: @escaping @Sendable (Int) -> Void
     ) throws {
+        disks?.drain(seconds: 10)
         stopEpochs()
         // From here on nothing is logged: a rollback is refused, whoever may ask for one.
         segment.markOverflow(epoch: segment.position.epoch.next)
         segment.insertFlags(.disabling)
-        try giveBackNetwork(injector: injector)
+        try giveBackOutside(injector: injector)
         tracker.stop()
         // What a release that was interrupted had made goes first. (One that dies between the injection and the note
         // leaves address space that nothing was written to.)
@@ -48,22 +49,29 @@ extension PrimaryDriver {
         segment.releaseManagerLock()
     }
 
-    /// No state of the guest is gone back to from here on, so nothing has to wait for a commit: what is held goes out,
-    /// and the gate goes, before the memory is moved (which may take long). The guest stands still for a moment, so that
-    /// its frames keep their order.
-    private func giveBackNetwork(injector: InjectorProcess) throws {
-        guard let gate else { return }
+    /// No state of the guest is gone back to from here on, so nothing has to wait for a commit: what is written goes to the
+    /// images, what is held goes out, and log and gate go, before the memory is moved (which may take long). The guest stands
+    /// still for a moment, so that its frames keep their order.
+    private func giveBackOutside(injector: InjectorProcess) throws {
+        guard gate != nil || disks != nil else { return }
         let wasRunning = try monitor.status().running
         if wasRunning { segment.insertFlags(.pausedByCommit) }
         FaultPoint.reached("release.network")
+        disks?.willStop()
         try monitor.stop(timeoutMilliseconds: Committer.stopTimeoutMilliseconds)
         do {
-            try gate.letOut(monitor: monitor)
+            // First: frames may tell of writes.
+            try disks?.giveBack(process, monitor)
+            disks?.didNotCommit()
+            try gate?.letOut(monitor: monitor)
         } catch {
+            disks?.didNotCommit()
             if wasRunning { try? committer.resume() }
             throw error
         }
-        if wasRunning { try committer.resume() }
+        if wasRunning { try committer.resume() } else { segment.removeFlags(.pausedByCommit) }
+        try disks?.end()
+        guard let gate else { return }
         try GateAttachment.remove(from: process, monitor: monitor, injector: injector)
         gate.close()
     }

@@ -21,16 +21,20 @@ extension PrimaryDriver {
     ///   - lock: descriptor with the primary lock, taken by the caller; the QEMU keeps it from here on.
     ///   - nics: all NICs of the guest.
     ///   - object: the shared memory that is to be left empty when it has been moved out of it.
+    ///   - disks: those that its log protects.
     package static func takeOver(
         process: QEMUProcess, memory: GuestMemory, monitor: any Monitor, segment: Segment,
         generation: Generation, lock: Int32, injector: InjectorProcess, nics: [GuestNIC] = [],
-        object: MemoryObject? = nil, progress: @escaping @Sendable (TakeOverStep) -> Void
+        object: MemoryObject? = nil, disks: PairDisks? = nil,
+        progress: @escaping @Sendable (TakeOverStep) -> Void
     ) throws -> PrimaryDriver {
         let place = try whereMemoryIs(process, memory, segment)
         precondition(
             place != .elsewhere || segment.position.epoch.number == 0,
             "a segment of which nobody runs")
         try takeUp(segment, generation)
+        // Slow, and nothing that the guest notices: before anything else.
+        try disks?.takeUp(generation)
         let preparation = try Preparation.install(in: process, lock: lock, injector: injector)
         var attachment: GateAttachment?
         var started: PageTracker?
@@ -66,12 +70,16 @@ extension PrimaryDriver {
             // The guest stands still: all frames of its first epoch are held, and none of before.
             try attachment?.setFilters(on: true, monitor: monitor)
             FaultPoint.reached("takeover.gated")
+            // Not earlier: until the first commit only the images are there to start the guest from again.
+            try disks?.attach(monitor)
+            disks?.resume(from: nil, released: segment.releasedOutput)
             let gate = try attachment.map {
                 try NetworkGate($0, segment: segment, generation: generation)
             }
             let driver = try PrimaryDriver(
                 process: process, memory: memory, segment: segment, monitor: monitor,
-                preparation: preparation, generation: generation, gate: gate, tracking: tracking)
+                preparation: preparation, generation: generation, gate: gate, disks: disks,
+                tracking: tracking)
             if tracking == nil {
                 started = driver.tracker
                 try driver.tracker.protectAll()
@@ -87,7 +95,8 @@ extension PrimaryDriver {
             attachment?.closeAll()
             preparation.closeAll()
             try? abandonTakeOver(
-                process: process, monitor: monitor, segment: segment, injector: injector)
+                process: process, monitor: monitor, segment: segment, injector: injector,
+                disks: disks)
             throw error
         }
     }
@@ -109,11 +118,13 @@ extension PrimaryDriver {
     /// Takes a half-done take-over back, so that the guest runs: nothing waits for a tracker, and a guest that stood
     /// still because of us goes on. Its memory stays where it is, private or in the segment.
     package static func abandonTakeOver(
-        process: QEMUProcess, monitor: any Monitor, segment: Segment, injector: InjectorProcess
+        process: QEMUProcess, monitor: any Monitor, segment: Segment, injector: InjectorProcess,
+        disks: PairDisks? = nil
     ) throws {
         let lockFile = try segment.openLock()
         defer { Glibc.close(lockFile) }
         try process.releaseFaults()
+        try disks?.abandon(process, monitor, segment)
         try NetworkGate.giveBack(
             process: process, monitor: monitor, segment: segment, injector: injector)
         try Preparation.remove(

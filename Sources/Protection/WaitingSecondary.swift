@@ -12,15 +12,18 @@ package final class WaitingSecondary: @unchecked Sendable {
     package let monitor: any Monitor
     /// Its gate, switched off; nil for a guest without NICs.
     let attachment: GateAttachment?
+    /// nil for a guest without disks to protect.
+    package let disks: PairDisks?
 
     private init(
         process: QEMUProcess, memory: GuestMemory, monitor: any Monitor,
-        attachment: GateAttachment?
+        attachment: GateAttachment?, disks: PairDisks?
     ) {
         self.process = process
         self.memory = memory
         self.monitor = monitor
         self.attachment = attachment
+        self.disks = disks
     }
 
     /// Makes a QEMU that was started with `-incoming defer` a secondary: maps the segment's RAM over its own,
@@ -31,8 +34,13 @@ package final class WaitingSecondary: @unchecked Sendable {
     ///   - nics: all NICs of the guest, as they are on this host.
     package static func prepare(
         process: QEMUProcess, monitor: any Monitor, segment: Segment, layout: RAMLayout? = nil,
-        injector: InjectorProcess, nics: [GuestNIC] = []
+        injector: InjectorProcess, nics: [GuestNIC] = [], disks: PairDisks? = nil
     ) throws -> WaitingSecondary {
+        if let disks {
+            // It reads from the images; the log, and the right to write, come with the promotion.
+            try disks.serve(nil)
+            try disks.attach(monitor)
+        }
         let memory =
             try layout.map {
                 try GuestMemory(process.ramBlocks(monitor: monitor), layout: $0)
@@ -50,7 +58,7 @@ package final class WaitingSecondary: @unchecked Sendable {
         return WaitingSecondary(
             process: process, memory: memory, monitor: monitor,
             attachment: try attachment(
-                in: process, monitor: monitor, nics: nics, injector: injector))
+                in: process, monitor: monitor, nics: nics, injector: injector), disks: disks)
     }
 
     /// The gate of the primary that it becomes; nil without NICs, or on a segment of format 1.0.

@@ -60,8 +60,10 @@ extension EndToEnd {
                     found.insert(String(match.1))
                 }
             }
-            // The crash tests of MemoryPool, Heartbeat, DiskLog and the cluster go through the others.
-            let elsewhere = ["segment.", "heartbeat.", "disklog.", "fence.", "failover."]
+            // The crash tests of MemoryPool, Heartbeat, DiskLog and the cluster, and DisksEndToEndTests, go through the others.
+            let elsewhere = [
+                "segment.", "heartbeat.", "disklog.", "fence.", "failover.", "disks.",
+            ]
             let missing = found.subtracting(known).filter { point in
                 !elsewhere.contains { point.hasPrefix($0) }
             }

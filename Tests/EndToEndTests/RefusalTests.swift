@@ -122,7 +122,9 @@ extension EndToEnd {
             (
                 "disk vda", "",
                 """
-                <disk type='file' device='disk'><source file='/srv/disk.img'/>
+                <disk type='file' device='disk'>
+                  <driver name='qemu' type='raw' error_policy='report'/>
+                  <source file='/srv/disk.img'/>
                   <target dev='vda' bus='virtio'/></disk>
                 """
             ),

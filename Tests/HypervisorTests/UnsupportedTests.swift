@@ -96,12 +96,51 @@ import Testing
             named: "disk vda", why: "vhostuser"),
         Case(
             devices:
-                "<disk type='file' device='disk'><source file='/a'/><target dev='vda'/></disk>",
-            named: "disk vda", why: "yet"),
+                "<disk type='file' device='disk'><source file='/a'/>"
+                + "<target dev='vda' bus='virtio'/></disk>",
+            named: "disk vda", why: "/a must be there", severity: .warning),
+        Case(
+            devices:
+                "<disk type='block' device='disk'><driver type='qcow2'/><source dev='/dev/x'/>"
+                + "<target dev='sda' bus='scsi'/></disk>",
+            named: "disk sda", why: "/dev/x must be there", severity: .warning),
+        Case(
+            devices:
+                "<disk type='file' device='disk'><source file='/a'/>"
+                + "<target dev='sda' bus='usb'/></disk>",
+            named: "disk sda", why: "bus usb"),
+        Case(
+            devices:
+                "<disk type='file' device='disk'><driver type='vmdk'/><source file='/a'/>"
+                + "<target dev='vda' bus='virtio'/></disk>",
+            named: "disk vda", why: "format vmdk"),
+        Case(
+            devices:
+                "<disk type='file' device='disk'><driver type='raw' error_policy='report'/>"
+                + "<source file='/a'/><target dev='vda' bus='virtio'/></disk>",
+            named: "disk vda", why: "error_policy report"),
+        Case(
+            devices:
+                "<disk type='file' device='disk'><driver type='raw' iothread='1'/>"
+                + "<source file='/a'/><target dev='vda' bus='virtio'/></disk>",
+            named: "disk vda", why: "iothread"),
+        Case(
+            devices:
+                "<disk type='file' device='disk'><source file='/a'><encryption format='luks'/>"
+                + "</source><target dev='vda' bus='virtio'/></disk>",
+            named: "disk vda", why: "encryption"),
+        Case(
+            devices: "<disk type='file' device='disk'><source file='/a'/>"
+                + "<target dev='vda' bus='virtio'/><shareable/></disk>",
+            named: "disk vda", why: "shareable"),
+        Case(
+            devices: "<disk type='network' device='disk'><source protocol='rbd' name='a'/>"
+                + "<target dev='vda' bus='virtio'/></disk>",
+            named: "disk vda", why: "type network"),
         Case(
             devices:
                 "<disk type='file' device='floppy'><source file='/a'/><target dev='fda'/></disk>",
-            named: "floppy fda", why: "yet"),
+            named: "floppy fda", why: "floppy"),
         Case(
             devices:
                 "<disk type='block' device='lun'><source dev='/dev/sdx'/><target dev='sda'/></disk>",

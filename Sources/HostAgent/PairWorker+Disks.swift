@@ -1,0 +1,88 @@
+import DiskLog
+import Foundation
+import Hypervisor
+import MemoryPool
+import Model
+import Protection
+
+/// A pair's disks on this host.
+extension PairWorker {
+    /// Room for written data in a disk log, unless the user has chosen.
+    static let defaultDiskLogBytes: UInt64 = 256 << 20
+
+    func diskPlugin(_ pair: PairName) -> DiskPlugin {
+        let installed = DiskPlugin.installed()
+        return DiskPlugin(
+            program: installed.program, library: installed.library,
+            directory: environment.configuration.diskDirectory,
+            name: pair.text.replacing("/", with: "_"))
+    }
+
+    /// The pair's disks; nil when its log has none.
+    /// - Parameter liveXML: of the QEMU on this host.
+    func disks(
+        _ record: PairRecord, liveXML: String, _ segment: Segment
+    ) throws -> PairDisks? {
+        try PairDisks.open(
+            segment, disks: DomainXML(liveXML).guestDisks, plugin: diskPlugin(record.name))
+    }
+
+    /// What the log of a domain's disks is made of; nil without any.
+    func diskLog(
+        _ disks: [GuestDisk], uuid: String, options: PairOptions, generation: Generation,
+        pageSizeBytes: UInt64
+    ) throws -> LogSpecification? {
+        guard !disks.isEmpty else { return nil }
+        return try DiskImages.specification(
+            disks, uuid: uuid, dataBytes: options.diskLogBytes ?? Self.defaultDiskLogBytes,
+            poolDurable: options.poolDurableDisks ?? [], generation: generation,
+            pageSizeBytes: pageSizeBytes)
+    }
+
+    /// Refuses disks that cannot be protected on this host, before anything is touched.
+    func requireDisks(
+        _ disks: [GuestDisk], of domain: DomainIdentifier, isActive: Bool
+    ) async throws {
+        guard !disks.isEmpty else { return }
+        try diskPlugin(PairName("any")).requireInstalled()
+        guard isActive else { return }
+        let monitor = try await libvirt.monitor(domain)
+        try await blocking { try monitor.requireFormatNodes(disks) }
+    }
+
+    /// Brings what is left in the log of a guest that has ended into its images. Nothing may run on the segment. Without a
+    /// segment there may be a journal, left by a loss of everything.
+    /// - Returns: false when somebody else writes to the images: then nothing was done, and what is left is of no use any more.
+    func settleDisks(_ record: PairRecord) async throws -> Bool {
+        let disks = try DomainXML(record.domainXML).guestDisks
+        guard !disks.isEmpty else { return true }
+        let plugin = diskPlugin(record.name)
+        let segment = record.segment.flatMap {
+            try? environment.openSegment($0, access: .read)
+        }
+        guard let segment else {
+            guard try await blocking({ try DiskImages.replayJournal(disks) }) else { return true }
+            environment.logger.notice(
+                "disk journal replayed", metadata: ["pair": "\(record.name)"])
+            return true
+        }
+        guard try !segment.isLocked(.primary) else {
+            throw FtvmError(
+                .failedPrecondition, "the disks of \(record.name) are in use",
+                cause: "a QEMU holds the primary lock")
+        }
+        return try await blocking {
+            guard let descriptor = try segment.openDiskLog() else { return true }
+            return try DiskImages.settle(
+                try DiskLogFile(descriptor: descriptor), disks: disks, plugin: plugin)
+        }
+    }
+
+    /// The same where the pair goes on in any case.
+    func settleDisksOrSay(_ record: PairRecord) async throws {
+        guard try await !settleDisks(record) else { return }
+        environment.logger.error(
+            "the guest was started past ftvm from images that lacked its last writes; these are dropped",
+            metadata: ["pair": "\(record.name)"])
+    }
+}

@@ -1,0 +1,176 @@
+import CLinux
+import DiskLog
+import Foundation
+import Glibc
+import Model
+
+/// The nbdkit processes with our plugin that serve a pair's disks on this host (`Documentation/Disks.md`). In their own
+/// session: they outlive the `ftvmd` that has started them, and the next one finds them by their control socket.
+package struct DiskPlugin: Sendable {
+    /// nbdkit itself, and the plugin that it loads.
+    package let program: String
+    package let library: String
+    /// Where sockets and the log are made; QEMU's user must get through.
+    package let directory: String
+    /// The pair's name, as it can stand in a file name.
+    package let name: String
+
+    package init(program: String, library: String, directory: String, name: String) {
+        self.program = program
+        self.library = library
+        self.directory = directory
+        self.name = name
+    }
+
+    /// What QEMU connects to.
+    package var socket: String { "\(directory)/\(name).nbd" }
+    var control: String { "\(directory)/\(name).control" }
+    private var messages: String { "\(directory)/\(name).log" }
+
+    /// The plugin beside our own executable, or where it is installed; and nbdkit.
+    package static func installed() -> (program: String, library: String) {
+        let own = InjectorProcess.besideThisExecutable().path
+        let directory = own.lastIndex(of: "/").map { String(own[..<$0]) } ?? ""
+        let file = "libftvm-nbdkit-plugin.so"
+        let libraries = ["\(directory)/\(file)", "\(directory)/../lib/ftvm/\(file)"]
+        let programs = ["/usr/bin/nbdkit", "/usr/sbin/nbdkit", "/usr/local/bin/nbdkit"]
+        return (
+            programs.first { access($0, X_OK) == 0 } ?? programs[0],
+            libraries.first { access($0, R_OK) == 0 } ?? libraries[0]
+        )
+    }
+
+    /// - Throws: `.failedPrecondition` that says what is missing on this host.
+    package func requireInstalled() throws {
+        for (path, package) in [(program, "nbdkit"), (library, "ftvm's nbdkit plugin")]
+        where access(path, R_OK) != 0 {
+            throw FtvmError(
+                .failedPrecondition, "this host cannot protect disks",
+                cause: "\(path) is missing", advice: "install \(package)")
+        }
+    }
+
+    /// What a plugin works with.
+    struct Work {
+        let log: DiskLogFile
+        let images: [(name: String, path: String)]
+        let journal: String?
+    }
+
+    /// How long a new process may take until it answers.
+    private static let startMilliseconds: UInt64 = 10_000
+
+    /// Starts one that waits; any other of this pair must have ended.
+    ///
+    /// nbdkit goes into the background by itself: in the foreground it asks the kernel to end it together with the thread that has
+    /// started it (PR_SET_PDEATHSIG), and it has to outlive even our process.
+    func start(_ work: Work) throws -> DiskServerClient {
+        try requireInstalled()
+        unlink(socket)
+        unlink(control)
+        var arguments = [
+            program, "--unix", socket, library, "log-fd=3", "control=\(control)",
+        ]
+        arguments += work.images.map { "disk=\($0.name):\($0.path)" }
+        if let journal = work.journal { arguments.append("journal=\(journal)") }
+        let output = open(messages, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
+        guard output >= 0 else {
+            throw FtvmError(
+                .unavailable, "cannot make \(messages)", cause: String(cString: strerror(errno)))
+        }
+        defer { close(output) }
+        var pointers: [UnsafeMutablePointer<CChar>?] = arguments.map { strdup($0) } + [nil]
+        defer { for pointer in pointers { free(pointer) } }
+        let child = ftvm_spawn(program, &pointers, [work.log.descriptor], 1, output)
+        guard child > 0 else {
+            throw FtvmError(
+                .unavailable, "cannot start \(program)", cause: String(cString: strerror(-child)))
+        }
+        let ended = Reaper(child)
+        FaultPoint.reached("disks.plugin-started")
+        let deadline = MonotonicClock.nowNanoseconds() + Self.startMilliseconds * 1_000_000
+        while true {
+            if let client = try? DiskServerClient(path: control) {
+                // QEMU runs as another user; the directory keeps everybody else out.
+                chmod(socket, 0o777)
+                return client
+            }
+            // The first process ends well when the one in the background has begun.
+            if let status = ended.status, status != 0 || processes().isEmpty { break }
+            guard MonotonicClock.nowNanoseconds() < deadline else { break }
+            usleep(2_000)
+        }
+        if ended.status == nil { Glibc.kill(child, SIGKILL) }
+        let said = (try? String(contentsOfFile: messages, encoding: .utf8)) ?? ""
+        throw FtvmError(
+            .unavailable, "the disk server of \(name) does not start",
+            cause: said.split(separator: "\n").suffix(3).joined(separator: "; "),
+            advice: "see that this host reaches the disk images")
+    }
+
+    /// The one that runs already; nil when none answers.
+    func running() -> DiskServerClient? { try? DiskServerClient(path: control) }
+
+    // MARK: - Ending
+
+    /// This pair's processes on this host.
+    func processes() -> [pid_t] {
+        let wanted = Array("--unix\0\(socket)\0".utf8)
+        let entries = (try? FileManager.default.contentsOfDirectory(atPath: "/proc")) ?? []
+        return entries.compactMap { pid_t($0) }.filter { pid in
+            guard let data = FileManager.default.contents(atPath: "/proc/\(pid)/cmdline"),
+                let range = data.range(of: Data(wanted))
+            else { return false }
+            // Its own arguments, not those of somebody who looks for it.
+            return data[..<range.lowerBound].starts(with: Data(program.utf8))
+        }
+    }
+
+    /// Ends them all. What is in the log stays there; a group under way is begun again by the next one.
+    /// - Throws: `.timedOut` when one does not go: it waits for its storage.
+    package func end() throws {
+        let processes = processes()
+        for pid in processes { Glibc.kill(pid, SIGKILL) }
+        let deadline = MonotonicClock.nowNanoseconds() + 5_000_000_000
+        for pid in processes {
+            while Self.isRunning(pid) {
+                guard MonotonicClock.nowNanoseconds() < deadline else {
+                    throw FtvmError(
+                        .timedOut, "the disk server of \(name) (process \(pid)) does not end",
+                        cause: "it waits for the storage of its images")
+                }
+                usleep(500)
+            }
+        }
+        unlink(socket)
+        unlink(control)
+        unlink(messages)
+    }
+
+    private static func isRunning(_ pid: pid_t) -> Bool {
+        guard Glibc.kill(pid, 0) == 0,
+            let stat = try? String(contentsOfFile: "/proc/\(pid)/stat", encoding: .utf8),
+            let end = stat.lastIndex(of: ")")
+        else { return false }
+        return !stat[stat.index(after: end)...].hasPrefix(" Z")
+    }
+}
+
+/// Takes the end of a child of ours, whenever that comes.
+private final class Reaper: @unchecked Sendable {
+    private let lock = NSLock()
+    private var ended: Int32?
+
+    init(_ child: pid_t) {
+        let thread = Thread { [self] in
+            var status: Int32 = 0
+            while waitpid(child, &status, 0) < 0 && errno == EINTR {}
+            lock.withLock { ended = status }
+        }
+        thread.stackSize = 256 << 10
+        thread.start()
+    }
+
+    /// As of waitpid(2); nil while it runs.
+    var status: Int32? { lock.withLock { ended } }
+}

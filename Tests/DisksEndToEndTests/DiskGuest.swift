@@ -1,0 +1,252 @@
+import ControlAPI
+import EndToEndSupport
+import Foundation
+import Lab
+import Model
+import Testing
+
+/// The guest of `Scripts/disk-guest-image`: its root file system, with a database on it, is a disk.
+struct DiskGuest: Sendable {
+    struct Disk: Sendable {
+        let target: String
+        var bus = "virtio"
+        var format = "raw"
+        let path: String
+    }
+
+    static let name = "disked"
+    let lab: TestLab
+    /// On storage that all hosts of a lab reach.
+    let directory: String
+    var disks: [Disk]
+    let images: String
+    private var domain = GuestDomain()
+    var address: String { domain.address }
+
+    /// A new guest that has not been started, its images fresh.
+    /// - Parameter more: disks besides the root disk `vda`, with their sizes in MiB.
+    static func make(
+        _ lab: TestLab, rootFormat: String = "raw",
+        more: [(target: String, bus: String, format: String, mebibytes: Int)] = []
+    ) async throws -> DiskGuest {
+        let images = try await Command.succeed(
+            [Settings.repository("Scripts/disk-guest-image")], seconds: 120
+        ).trimmingCharacters(in: .whitespacesAndNewlines)
+        let directory = "/var/tmp/ftvm-disks-\(lab.layout.name)"
+        try? FileManager.default.removeItem(atPath: directory)
+        try FileManager.default.createDirectory(
+            atPath: directory, withIntermediateDirectories: true)
+        chmod(directory, 0o755)
+        var guest = DiskGuest(lab: lab, directory: directory, disks: [], images: images)
+        let root = Disk(
+            target: "vda", format: rootFormat, path: "\(directory)/vda.\(rootFormat)")
+        _ = try await Command.succeed([
+            "qemu-img", "convert", "-q", "-f", "raw", "-O", rootFormat, "\(images)/root.img",
+            root.path,
+        ])
+        guest.disks.append(root)
+        for disk in more {
+            let path = "\(directory)/\(disk.target).\(disk.format)"
+            _ = try await Command.succeed([
+                "qemu-img", "create", "-q", "-f", disk.format, path, "\(disk.mebibytes)M",
+            ])
+            guest.disks.append(
+                Disk(target: disk.target, bus: disk.bus, format: disk.format, path: path))
+        }
+        return guest
+    }
+
+    private init(lab: TestLab, directory: String, disks: [Disk], images: String) {
+        self.lab = lab
+        self.directory = directory
+        self.disks = disks
+        self.images = images
+        domain.name = Self.name
+        domain.number = 20
+        domain.memoryMiB = 192
+        domain.checkMiB = 8
+        domain.imageDirectory = images
+    }
+
+    /// - Parameter name: of the domain, and with it another UUID.
+    func xml(name: String = DiskGuest.name, number: Int = 20) throws -> String {
+        var domain = domain
+        domain.name = name
+        domain.number = number
+        let template = try String(
+            contentsOfFile: Settings.repository("Examples/demo.xml"), encoding: .utf8)
+        let elements = disks.map {
+            "<disk type='file' device='disk'><driver name='qemu' type='\($0.format)' "
+                + "discard='unmap'/><source file='\($0.path)'/>"
+                + "<target dev='\($0.target)' bus='\($0.bus)'/></disk>"
+        }
+        let drives =
+            disks.contains { $0.bus == "scsi" }
+            ? "<controller type='scsi' model='virtio-scsi'/>"
+                + "<disk type='file' device='cdrom'><target dev='sdz' bus='scsi'/><readonly/></disk>"
+            : ""
+        return try domain.xml(template: template).replacingOccurrences(
+            of: "<devices>", with: "<devices>" + elements.joined() + drives)
+    }
+
+    func start(on host: HostName) async throws {
+        _ = try await lab.define(xml: try xml(), on: host, name: Self.name)
+        _ = try await lab.virsh(host, "start", Self.name)
+        _ = try await connect(seconds: 90)
+    }
+
+    /// - Returns: once it is protected.
+    func enable(_ options: String...) async throws -> PairView {
+        let outcome = try await lab.attempt(["enable", Self.name] + options)
+        try #require(outcome.status == 0, "\(outcome.errorOutput)")
+        return try await lab.protected(of: Self.name)
+    }
+
+    func protected(
+        _ what: String, where isWanted: (PairView) -> Bool = { _ in true }
+    ) async throws -> PairView {
+        try await lab.protected(what, of: Self.name, where: isWanted)
+    }
+
+    /// A connection to the database.
+    func connect(seconds: Int = 30) async throws -> GuestClient {
+        try await Self.connect(lab, address, seconds: seconds)
+    }
+
+    static func connect(_ lab: TestLab, _ address: String, seconds: Int = 30) async throws
+        -> GuestClient
+    {
+        try await eventually("the guest's database answers", seconds: seconds) {
+            do {
+                _ = try GuestClient(
+                    lab.layout, address: address, port: 7790, timeout: .seconds(3)
+                ).ask("count")
+                return try GuestClient(
+                    lab.layout, address: address, port: 7790, timeout: .seconds(60))
+            } catch let error as FtvmError where error.code == .unavailable {
+                return nil
+            }
+        }
+    }
+
+    /// The disks are images again, whose guest runs.
+    func disable() async throws { try await lab.disable(Self.name) }
+
+    func remove() async throws {
+        try await lab.removeDemo(Self.name)
+        #expect(try nbdkits() == [], "disk servers that nobody needs")
+        let left = try FileManager.default.contentsOfDirectory(atPath: directory)
+        #expect(left.filter { $0.hasSuffix("journal") } == [])
+        try FileManager.default.removeItem(atPath: directory)
+    }
+
+    /// The lab's processes that serve disks.
+    func nbdkits() throws -> [Int32] {
+        try FileManager.default.contentsOfDirectory(atPath: "/proc").compactMap { Int32($0) }
+            .filter { pid in
+                let arguments = ProcessView(pid: pid).arguments
+                return arguments.first?.hasSuffix("/nbdkit") ?? false
+                    && arguments.contains { $0.hasPrefix("/run/\(lab.layout.name)/") }
+            }
+    }
+
+    /// A copy of the root disk as raw, taken while the guest, if it runs, stands still.
+    func copyOfRoot(_ host: HostName? = nil) async throws -> String {
+        if let host { _ = try await lab.virsh(host, "suspend", Self.name) }
+        let copy = "\(directory)/copy.raw"
+        _ = try await Command.succeed([
+            "qemu-img", "convert", "-q", "-U", "-f", disks[0].format, "-O", "raw", disks[0].path,
+            copy,
+        ])
+        if let host { _ = try await lab.virsh(host, "resume", Self.name) }
+        return copy
+    }
+
+    /// A file system that needs no more than its journal: what a mount does by itself.
+    func expectCleanFileSystem(_ copy: String) async throws {
+        _ = try await Command.attempt(["e2fsck", "-E", "journal_only", "-y", copy])
+        let checked = try await Command.attempt(["e2fsck", "-fn", copy])
+        #expect(checked.status == 0, "\(checked.output)\(checked.errorOutput)")
+    }
+}
+
+/// What the database says of its numbers.
+struct Numbers: Equatable {
+    let rows: Int
+    let last: Int
+    /// Rows whose number is not their place: lost, doubled or out of order.
+    let wrong: Int
+
+    init(_ client: GuestClient) throws {
+        let answer = try client.ask("count")
+        let words = answer.split(separator: " ").compactMap { Int($0) }
+        try #require(words.count == 3, "\(answer)")
+        (rows, last, wrong) = (words[0], words[1], words[2])
+    }
+}
+
+/// Commits 1, 2, 3, ... over one connection until it is told to stop.
+final class Committing: @unchecked Sendable {
+    private let lock = NSLock()
+    private var acknowledged: Int
+    private var stopping = false
+    private var trouble: String?
+    private var task: Task<Void, Never>?
+
+    init(_ client: GuestClient, from first: Int = 1) {
+        acknowledged = first - 1
+        let connection = Connection(client: client)
+        let thread = Thread { [self] in run(connection.client) }
+        thread.start()
+    }
+
+    private struct Connection: @unchecked Sendable { let client: GuestClient }
+    private let ended = DispatchSemaphore(value: 0)
+
+    private func run(_ client: GuestClient) {
+        defer { ended.signal() }
+        while !lock.withLock({ stopping }) {
+            let next = lock.withLock { acknowledged } + 1
+            do {
+                let answer = try client.ask("commit \(next)")
+                guard answer == "ok \(next)" else {
+                    return lock.withLock { trouble = "\(next) was answered with \(answer)" }
+                }
+                lock.withLock { acknowledged = next }
+            } catch {
+                return lock.withLock { trouble = "\(next): \(error)" }
+            }
+        }
+    }
+
+    var count: Int { lock.withLock { acknowledged } }
+
+    /// Waits until so many more are acknowledged.
+    func goesOn(_ more: Int = 5) async throws {
+        let goal = count + more
+        try await eventually(
+            "transactions go on", found: "\(count) of \(goal), \(lock.withLock { trouble } ?? "")"
+        ) { () async throws -> Void? in
+            if let trouble = lock.withLock({ trouble }) { throw Failure(trouble) }
+            return count >= goal ? () : nil
+        }
+    }
+
+    /// - Returns: how many are acknowledged.
+    func stop() async throws -> Int {
+        lock.withLock { stopping = true }
+        try await eventually("the client ends", seconds: 90) { () async throws -> Void? in
+            ended.wait(timeout: .now()) == .success ? () : nil
+        }
+        if let trouble = lock.withLock({ trouble }) { throw Failure(trouble) }
+        return count
+    }
+
+    /// The same for a client whose server has been taken away from it.
+    func giveUp() -> Int {
+        lock.withLock {
+            stopping = true
+            return acknowledged
+        }
+    }
+}
