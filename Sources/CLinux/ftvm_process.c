@@ -98,6 +98,8 @@ int ftvm_spawn(const char *path, char *const arguments[], const int *descriptors
         posix_spawn_file_actions_adddup2(&actions, moved[count], 2);
         for (size_t i = 0; i < count; i++)
             posix_spawn_file_actions_adddup2(&actions, moved[i], 3 + (int)i);
+        /* Whatever was not marked must not outlive us in the child: locks and listening sockets. */
+        posix_spawn_file_actions_addclosefrom_np(&actions, 3 + (int)count);
         error = posix_spawn(&child, path, &actions, &attributes, arguments, environment);
     }
     for (size_t i = 0; i <= count; i++)

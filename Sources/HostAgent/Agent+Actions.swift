@@ -1,5 +1,6 @@
 import ClusterStore
 import Foundation
+import Glibc
 import Hypervisor
 import MemoryPool
 import Model
@@ -18,6 +19,30 @@ extension Agent {
             if runtime.work == nil && runtime.driver == nil { runtimes[name] = nil }
         }
         await removeOrphanedSegments()
+        await replayJournals()
+    }
+
+    /// After a loss of everything: a pair whose segment is gone may have left a journal beside its images, which lack what is
+    /// in it.
+    private func replayJournals() async {
+        for record in records.values.map(\.record) {
+            guard let reference = record.segment, runtime(of: record.name).work == nil,
+                runtimes[record.name]?.driver == nil,
+                let disks = try? DomainXML(record.domainXML).guestDisks,
+                let journal = DiskImages.journalPath(disks), access(journal, F_OK) == 0
+            else { continue }
+            do {
+                _ = try environment.openSegment(reference, access: .read)
+            } catch let error as FtvmError where error.code == .notFound {
+                do {
+                    _ = try await worker.settleDisks(record)
+                } catch {
+                    logger.warning(
+                        "cannot replay a disk journal",
+                        metadata: ["pair": "\(record.name)", "error": "\(error)"])
+                }
+            } catch {}
+        }
     }
 
     /// One look at a pair at a time: what a slower one had seen would be out of date. Who comes meanwhile has the

@@ -14,7 +14,6 @@ extension Disks {
             let guest = try await DiskGuest.make(lab)
             try await guest.start(on: lab.hosts[0])
             var pair = try await guest.enable()
-            let pools = try await lab.ftvm([PoolView].self, "pool", "list")
             #expect(pair.statistics?.disks != nil, "the status shows the disk log")
             let committing = Committing(try await guest.connect())
             try await committing.goesOn()
@@ -43,7 +42,6 @@ extension Disks {
             #expect(try client.ask("commit \(acknowledged + 1)") == "ok \(acknowledged + 1)")
             try await guest.expectCleanFileSystem(try await guest.copyOfRoot(pair.primary))
             #expect(try await lab.ftvm([PoolView].self, "pool", "list").map(\.segmentCount).max() == 0)
-            _ = pools
             try await guest.remove()
         }
 
@@ -95,7 +93,7 @@ extension Disks {
             let committing = Committing(try await guest.connect())
             try await committing.goesOn(10)
             let acknowledged = try await committing.stop()
-            _ = try await lab.virsh(pair.primary, "shutdown", DiskGuest.name)
+            try await guest.shutDown(on: pair.primary)
             _ = try await lab.pair("shut off", of: DiskGuest.name) { $0.state == .unprotected }
             let copy = try await guest.copyOfRoot()
             let checked = try await Command.attempt(["e2fsck", "-fn", copy])

@@ -125,7 +125,7 @@ extension Disks {
             _ = try await guest.protected("protected with \(fault) ahead")
             let client = try await guest.connect()
             for number in 1...5 { #expect(try client.ask("commit \(number)") == "ok \(number)") }
-            _ = try await lab.virsh(pair.primary, "shutdown", DiskGuest.name)
+            try await guest.shutDown(on: pair.primary)
             try await fault.strikes()
             try await fault.disarm()
             _ = try await lab.pair("shut off", of: DiskGuest.name) {
