@@ -112,7 +112,8 @@ package enum PairText {
             "\(HumanText.bytes(disks.waitingBytes)) of \(HumanText.bytes(disks.capacityBytes)) wait "
             + "(\(HumanText.decimal(percent, places: 0)) %)"
         if disks.ageMilliseconds > 0 {
-            text += ", the oldest for "
+            text +=
+                ", the oldest for "
                 + HumanText.duration(milliseconds: Double(disks.ageMilliseconds))
         }
         text += ", \(HumanText.bytes(UInt64(disks.appliedBytesPerSecond))) applied a second"

@@ -13,7 +13,8 @@ import Model
 //                     "notice WORD"     commit (one is wanted), durable, failed, fenced
 
 enum ServerMessage {
-    static let bell = "bell", activate = "activate ", release = "release", ok = "ok", notice = "notice "
+    static let bell = "bell", activate = "activate ", release = "release", ok = "ok",
+        notice = "notice "
     static let largest = 4096
 
     static func text(_ error: FtvmError) -> String {

@@ -20,7 +20,30 @@ extension Agent {
         }
         await removeOrphanedSegments()
         await replayJournals()
+        settleEnded()
     }
+
+    /// What a guest wrote last, before it shut down, reaches its images; until then they are locked. The record comes first: from
+    /// there on nobody goes back to a commit.
+    private func settleEnded() {
+        for record in records.values.map(\.record) where record.primary == host {
+            let name = record.name
+            guard record.state == .unprotected, record.segment != nil else {
+                runtimes[name]?.isSettled = false
+                continue
+            }
+            let runtime = runtime(of: name)
+            guard !runtime.isSettled, runtime.work == nil, runtime.driver == nil,
+                MonotonicClock.nowNanoseconds() >= runtime.retryAtNanoseconds
+            else { continue }
+            begin(.cleaningUp, name) {
+                try await self.worker.settleDisksOrSay(record)
+                await self.noteSettled(name)
+            }
+        }
+    }
+
+    private func noteSettled(_ name: PairName) { runtime(of: name).isSettled = true }
 
     /// After a loss of everything: a pair whose segment is gone may have left a journal beside its images, which lack what is
     /// in it.
@@ -156,8 +179,6 @@ extension Agent {
             if let reference = records[name]?.record.segment { await removeSegment(reference) }
         case .finishDisable:
             begin(.cleaningUp, name) { try await self.finishDisable(name) }
-        case .guestShutDown where hasDisks(name), .reportUnprotected where hasDisks(name):
-            begin(.cleaningUp, name) { try await self.endGuest(name, action) }
         case .waitForFence(_, let reason):
             let generation = records[name]?.record.generation
             guard mayTellOfWaiting(runtime(of: name), generation, reason) else { return }
@@ -167,24 +188,6 @@ extension Agent {
             break  // Looked at again when the quiet time is over.
         default: await change(name, action)
         }
-    }
-
-    private func hasDisks(_ name: PairName) -> Bool {
-        guard let record = records[name]?.record, record.primary == host else { return false }
-        return (try? DomainXML(record.domainXML).guestDisks.isEmpty) == false
-    }
-
-    /// The guest has ended: what it wrote last reaches its images before anybody is told, who may start it again.
-    private func endGuest(_ name: PairName, _ action: PairAction) async throws {
-        if let record = records[name]?.record {
-            guard try await worker.settleDisks(record) else {
-                throw FtvmError(
-                    .failedPrecondition, "the images of \(name) are in use",
-                    cause: "what its guest wrote last is not in them yet",
-                    advice: "end whatever has them open")
-            }
-        }
-        await change(name, action)
     }
 
     /// Hosts that see different things must not correct each other's words as fast as the store can write.

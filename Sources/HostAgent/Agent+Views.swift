@@ -43,7 +43,8 @@ extension Agent {
     private func statistics(of record: PairRecord) async -> EpochStatistics? {
         if let driver = runtimes[record.name]?.driver {
             return EpochStatistics(
-                driver.figures().figures, driver.gateFigures(), diskFigures(driver, of: record.name))
+                driver.figures().figures, driver.gateFigures(), diskFigures(driver, of: record.name)
+            )
         }
         guard record.primary != host, detector.states[record.primary] == .online,
             let entry = try? await environment.store.get(statisticsKey(record.name))

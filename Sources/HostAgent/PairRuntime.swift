@@ -18,6 +18,8 @@ final class PairRuntime {
     var isEnding = false
     /// Tells of the end of the QEMU that `driver` or `secondary` is about.
     var watch: ProcessWatch?
+    /// The guest has ended, and its disks have everything.
+    var isSettled = false
     /// How fast the primary's disk log is applied.
     var diskRate = DiskRate()
     /// Somebody asks its QEMU whether it still answers.

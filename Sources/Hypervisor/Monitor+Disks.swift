@@ -37,7 +37,8 @@ extension Monitor {
             .unsupported, "disks of domain \(label) cannot be protected while it runs as it is",
             cause: missing.map { "\($0.target): QEMU has no node \($0.formatNode)" }
                 .joined(separator: "; "),
-            advice: "use a qcow2 image; a libvirt of version 10 or newer gives raw images no node of "
+            advice:
+                "use a qcow2 image; a libvirt of version 10 or newer gives raw images no node of "
                 + "their own format")
     }
 

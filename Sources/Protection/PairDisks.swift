@@ -42,7 +42,8 @@ package final class PairDisks: @unchecked Sendable {
         guard missing.isEmpty, disks.count == log.disks.count else {
             throw FtvmError(
                 .failedPrecondition, "the domain's disks are not those that are protected",
-                cause: "protected: \(log.disks.map(\.name).joined(separator: ", ")); of the domain: "
+                cause:
+                    "protected: \(log.disks.map(\.name).joined(separator: ", ")); of the domain: "
                     + disks.map(\.target).joined(separator: ", "),
                 advice: "detach or attach disks only while the domain is not enabled")
         }
@@ -255,7 +256,8 @@ package final class PairDisks: @unchecked Sendable {
 
     private func notGivenBack(_ cause: String) -> FtvmError {
         FtvmError(
-            .failedPrecondition, "the disks cannot be given back: not everything is in their images",
+            .failedPrecondition,
+            "the disks cannot be given back: not everything is in their images",
             cause: cause, advice: "nothing is lost; make room on their storage, or repair it")
     }
 

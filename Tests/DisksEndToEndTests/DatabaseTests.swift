@@ -41,7 +41,8 @@ extension Disks {
             #expect(after == numbers)
             #expect(try client.ask("commit \(acknowledged + 1)") == "ok \(acknowledged + 1)")
             try await guest.expectCleanFileSystem(try await guest.copyOfRoot(pair.primary))
-            #expect(try await lab.ftvm([PoolView].self, "pool", "list").map(\.segmentCount).max() == 0)
+            #expect(
+                try await lab.ftvm([PoolView].self, "pool", "list").map(\.segmentCount).max() == 0)
             try await guest.remove()
         }
 
@@ -68,7 +69,8 @@ extension Disks {
             try await guest.expectCleanFileSystem(try await guest.copyOfRoot())
             let host = lab.hosts[2]
             let name = "again"
-            _ = try await lab.define(xml: try guest.xml(name: name, number: 21), on: host, name: name)
+            _ = try await lab.define(
+                xml: try guest.xml(name: name, number: 21), on: host, name: name)
             _ = try await lab.virsh(host, "start", name)
             let client = try await DiskGuest.connect(lab, "10.77.0.21", seconds: 90)
             let numbers = try Numbers(client)
@@ -94,7 +96,10 @@ extension Disks {
             try await committing.goesOn(10)
             let acknowledged = try await committing.stop()
             try await guest.shutDown(on: pair.primary)
-            _ = try await lab.pair("shut off", of: DiskGuest.name) { $0.state == .unprotected }
+            _ = try await lab.pair("shut off", of: DiskGuest.name) {
+                $0.state == .unprotected && $0.secondary == nil
+            }
+            try await guest.expectSettled()
             let copy = try await guest.copyOfRoot()
             let checked = try await Command.attempt(["e2fsck", "-fn", copy])
             #expect(checked.status == 0, "\(checked.output)\(checked.errorOutput)")

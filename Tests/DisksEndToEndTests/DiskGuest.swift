@@ -14,7 +14,7 @@ struct DiskGuest: Sendable {
         let path: String
     }
 
-    static let name = "disked"
+    static let name = "demo-disk"
     let lab: TestLab
     /// On storage that all hosts of a lab reach.
     let directory: String
@@ -143,6 +143,13 @@ struct DiskGuest: Sendable {
                 throw Failure(outcome.errorOutput)
             }
             return nil
+        }
+    }
+
+    /// What a guest that has ended wrote last is in its images: the journal goes after that.
+    func expectSettled() async throws {
+        try await eventually("the disks are settled") { () async throws -> Void? in
+            FileManager.default.fileExists(atPath: disks[0].path + ".ftvm-journal") ? nil : ()
         }
     }
 

@@ -28,7 +28,9 @@ extension Disks {
                     + Self.shutdownPoints + Self.lossPoints)
             let sources = Settings.repository("Sources")
             var found: Set<String> = []
-            let files = FileManager.default.enumerator(atPath: sources)?.compactMap { $0 as? String }
+            let files = FileManager.default.enumerator(atPath: sources)?.compactMap {
+                $0 as? String
+            }
             for file in files ?? [] where file.hasSuffix(".swift") {
                 let text = try String(contentsOfFile: "\(sources)/\(file)", encoding: .utf8)
                 for match in text.matches(of: /FaultPoint\.reached\("(disks\.[^"]+)"\)/) {
@@ -129,11 +131,9 @@ extension Disks {
             try await fault.strikes()
             try await fault.disarm()
             _ = try await lab.pair("shut off", of: DiskGuest.name) {
-                $0.state == .unprotected || $0.state == .protected
+                $0.state == .unprotected && $0.secondary == nil
             }
-            _ = try await eventually("it is off, or has gone on") { () async throws -> Void? in
-                try await lab.present(DiskGuest.name).state == .starting ? nil : ()
-            }
+            try await guest.expectSettled()
             try await lab.disable(DiskGuest.name)
             let copy = try await guest.copyOfRoot()
             try await guest.expectCleanFileSystem(copy)
