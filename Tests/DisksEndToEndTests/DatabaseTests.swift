@@ -86,12 +86,13 @@ extension Disks {
             lab.needsRenewal = true
         }
 
-        /// What a guest writes last, when it shuts down, is in its images before anybody can start it again.
+        /// What a guest writes last, when it shuts down, is in its images before anybody can start it again. Epochs are long, so
+        /// that no commit covers it.
         @Test func aGuestThatShutsDownLosesNothing() async throws {
             let lab = try TestLab.here()
             let guest = try await DiskGuest.make(lab)
             try await guest.start(on: lab.hosts[0])
-            let pair = try await guest.enable()
+            let pair = try await guest.enable("--epoch-max", "3000")
             let committing = Committing(try await guest.connect())
             try await committing.goesOn(10)
             let acknowledged = try await committing.stop()

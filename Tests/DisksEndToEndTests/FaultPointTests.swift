@@ -115,13 +115,15 @@ extension Disks {
             try await guest.remove()
         }
 
-        /// The guest shuts down, and `ftvmd` dies over its last writes.
+        /// The guest shuts down, and `ftvmd` dies over its last writes. Epochs are long: the commit that the end of the
+        /// database's connection asks for is the last one, what the guest writes after it, while it unmounts, is in none, and
+        /// so there is something to settle.
         @Test(arguments: Disks.isFull ? shutdownPoints : [shutdownPoints[Disks.anyIndex % 2]])
         func ftvmdDiesAfterAShutdown(point: String) async throws {
             let lab = try TestLab.here()
             let guest = try await DiskGuest.make(lab)
             try await guest.start(on: lab.hosts[0])
-            let pair = try await guest.enable()
+            let pair = try await guest.enable("--epoch-max", "3000")
             let fault = Fault(lab, point, pass: 1)
             try await fault.arm([pair.primary])
             _ = try await guest.protected("protected with \(fault) ahead")
@@ -129,6 +131,8 @@ extension Disks {
             for number in 1...5 { #expect(try client.ask("commit \(number)") == "ok \(number)") }
             try await guest.shutDown(on: pair.primary)
             try await fault.strikes()
+            // Open until its guest ended it.
+            withExtendedLifetime(client) {}
             try await fault.disarm()
             _ = try await lab.pair("shut off", of: DiskGuest.name) {
                 $0.state == .unprotected && $0.secondary == nil
