@@ -1,5 +1,6 @@
 import DiskLog
 import Foundation
+import Glibc
 import Hypervisor
 import MemoryPool
 import Model
@@ -48,6 +49,24 @@ extension PairWorker {
         guard isActive else { return }
         let monitor = try await libvirt.monitor(domain)
         try await blocking { try monitor.requireFormatNodes(disks) }
+    }
+
+    /// A waiting QEMU opens its images, to read, before the log takes their place, and libvirt does not give them to it
+    /// (`DomainXML.leaveImagesAlone`). Nor are they QEMU's still: they go back to root when a QEMU that was started by its user
+    /// ends, and that may have been the old primary.
+    func lendImages(_ record: PairRecord, to waiting: DomainXML) async throws {
+        // About some the user has said that himself.
+        let users = try DomainXML(record.domainXML).imagesLeftAlone
+        let images = waiting.imagesLeftAlone.filter { !users.contains($0) }
+        guard !images.isEmpty, let owner = try await libvirt.qemuOwner() else { return }
+        try await blocking {
+            for image in images {
+                var status = stat()
+                guard stat(image, &status) == 0, status.st_uid != owner.user else { continue }
+                // Storage that refuses this may let QEMU read all the same. If not, QEMU says so.
+                chown(image, owner.user, owner.group)
+            }
+        }
     }
 
     /// Brings what is left in the log of a guest that has ended into its images. Nothing may run on the segment. Without a

@@ -162,6 +162,7 @@ struct PairWorker: Sendable {
             unlink(path)
             let waiting = try DomainXML(record.domainXML).waitingForm(
                 liveXML: liveXML, qmpSocketPath: path, facts: facts(record, .secondary))
+            try await lendImages(record, to: waiting)
             FaultPoint.reached("secondary.creating")
             _ = try await libvirt.create(xml: waiting.text, paused: true)
             FaultPoint.reached("secondary.created")

@@ -21,6 +21,7 @@ extension DomainXML {
                 cause: "it is of \(form.name), \(form.uuid ?? "without UUID")")
         }
         form.removeRuntime(of: originalForm())
+        form.leaveImagesAlone()
         let arguments =
             try Self.monitorArguments(qmpSocketPath: qmpSocketPath) + Self.waitingArguments
         try form.addOurs(arguments: arguments, facts: facts)

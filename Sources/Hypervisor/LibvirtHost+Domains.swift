@@ -110,6 +110,17 @@ extension LibvirtHost {
         }
     }
 
+    /// Whom libvirt runs QEMU as where a domain does not say; nil: it changes no owners of files.
+    package func qemuOwner() async throws -> FileOwner? {
+        try await use("ask for QEMU's user") { connection in
+            guard let text = virConnectGetCapabilities(connection.pointer) else {
+                throw LibvirtError.last("cannot ask libvirt for its capabilities")
+            }
+            defer { free(text) }
+            return try FileOwner(capabilities: String(cString: text))
+        }
+    }
+
     /// libvirt's way to put a version into one number.
     private static func version(_ number: UInt) -> String {
         "\(number / 1_000_000).\(number / 1_000 % 1_000).\(number % 1_000)"

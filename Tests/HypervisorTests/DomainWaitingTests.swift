@@ -98,12 +98,14 @@ import Testing
         </domain>
         """
 
-    private func waiting(user elements: String = "") throws -> DomainXML {
+    private func waiting(
+        user elements: String = "", live: String = DomainWaitingTests.live
+    ) throws -> DomainXML {
         let user = try DomainXML(DomainCorpus.domain(elements: elements))
         var facts = DomainFormsTests.facts
         facts.role = .secondary
         let form = try user.waitingForm(
-            liveXML: Self.live, qmpSocketPath: "/run/h2.sock", facts: facts)
+            liveXML: live, qmpSocketPath: "/run/h2.sock", facts: facts)
         return try DomainXML(form.text)
     }
 
@@ -150,6 +152,60 @@ import Testing
         )
         #expect(form.root.all("resource").map { $0.first("partition")?.text } == ["/mine"])
         #expect(form.root.all("seclabel").map { $0["type"] } == ["none", "static"])
+    }
+
+    /// Its libvirt would take them from the QEMU that another host starts.
+    @Test func ownersOfImagesAreLeftAlone() throws {
+        func live(_ label: String = "") -> String {
+            Self.live.replacing(
+                "<video>",
+                with: """
+                    <disk type='file' device='disk'>
+                      <source file='/w.raw' index='4'>\(label)</source>
+                      <target dev='vdb' bus='virtio'/>
+                    </disk>
+                    <disk type='block' device='disk'>
+                      <source dev='/dev/w' index='5'/>
+                      <target dev='vdc' bus='virtio'/>
+                    </disk>
+                    <video>
+                    """)
+        }
+        let form = try waiting(live: live())
+        #expect(form.imagesLeftAlone == ["/w.raw"])
+        #expect(form.text.ranges(of: "relabel='no'").count == 1)
+        // The next one is made of its live XML.
+        let next = try waiting(live: form.text)
+        #expect(next.imagesLeftAlone == ["/w.raw"])
+        #expect(next.text.ranges(of: "relabel='no'").count == 1)
+        // What the user has said about owners holds.
+        let labelled = try waiting(
+            live: live("<seclabel model='dac' relabel='yes'><label>+1:+1</label></seclabel>"))
+        #expect(labelled.imagesLeftAlone.isEmpty && labelled.text.contains("+1:+1"))
+        let without = try waiting(
+            user: "<seclabel type='none' model='dac'/>", live: live())
+        #expect(without.imagesLeftAlone.isEmpty)
+    }
+
+    @Test func whoQEMUIsIsInTheCapabilities() throws {
+        let owner = try FileOwner(
+            capabilities: """
+                <capabilities>
+                  <host>
+                    <uuid>\(DomainCorpus.uuid)</uuid>
+                    <secmodel><model>apparmor</model><doi>0</doi></secmodel>
+                    <secmodel>
+                      <model>dac</model>
+                      <doi>0</doi>
+                      <baselabel type='kvm'>+64055:+108</baselabel>
+                      <baselabel type='qemu'>+64055:+108</baselabel>
+                    </secmodel>
+                  </host>
+                </capabilities>
+                """)
+        #expect(owner == FileOwner(user: 64_055, group: 108))
+        let unprivileged = try FileOwner(capabilities: "<capabilities><host/></capabilities>")
+        #expect(unprivileged == nil)
     }
 
     @Test func anotherDomainIsRefused() throws {

@@ -249,6 +249,41 @@ import Testing
         try await clean()
     }
 
+    /// libvirt's QEMU is root here, and an ordinary start would make the image root's.
+    @Test func theWaitingFormLeavesOwnersAlone() async throws {
+        try await clean()
+        let root = EmbeddedLibvirt.shared.root
+        let image = "\(root)/owned.raw"
+        try Data(count: 1 << 20).write(to: URL(fileURLWithPath: image))
+        chown(image, 1, 1)
+        func owner() -> UInt32? {
+            var status = stat()
+            return stat(image, &status) == 0 ? status.st_uid : nil
+        }
+        #expect(owner() == 1)
+        let text = DomainCorpus.domain(
+            devices: """
+                <disk type='file' device='disk'>
+                  <driver name='qemu' type='raw'/>
+                  <source file='\(image)'/>
+                  <target dev='vda' bus='virtio'/>
+                </disk>
+                <video><model type='none'/></video>
+                """)
+        var facts = DomainFormsTests.facts
+        facts.role = .secondary
+        let waiting = try DomainXML(text).waitingForm(
+            liveXML: text, qmpSocketPath: "\(root)/h2.sock", facts: facts)
+        #expect(waiting.imagesLeftAlone == [image])
+        #expect(try await host.create(xml: waiting.text, paused: true).state == .paused)
+        #expect(try DomainXML(await host.liveXML(demo)).imagesLeftAlone == [image])
+        #expect(owner() == 1)
+        try await host.destroy(demo)
+        #expect(owner() == 1)
+        #expect(try await host.qemuOwner() == FileOwner(user: 0, group: 0))
+        try await clean()
+    }
+
     /// What `xen-save-devices-state` leaves out and a waiting QEMU asks for: after the eight bytes
     /// of the header 0x07, then the machine type with its length (QEMU: migration/savevm.c).
     private func addConfigurationSection(machineType: String) throws {
