@@ -19,6 +19,8 @@ extension Agent {
             if runtime.work == nil && runtime.driver == nil { runtimes[name] = nil }
         }
         await removeOrphanedSegments()
+        // The images of a fenced host's pairs may be another's by now.
+        guard cluster.isRegistered, !cluster.selfFence.isFencedNow else { return }
         await replayJournals()
         settleEnded()
     }
