@@ -359,6 +359,8 @@ extension Agent {
             // Here and not after libvirt has looked: somebody may be waiting to go on.
             await change(name, .reportPrimaryLost(reason: reason))
         }
+        // Or its supervisor would start the disk server again that goes with it.
+        runtime.secondary?.disks?.close(endingPlugin: false)
         try await worker.destroy(name)
         runtime.forgetQEMU()
     }

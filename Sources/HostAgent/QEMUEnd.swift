@@ -44,7 +44,7 @@ extension PairWorker {
             let ended = MonotonicClock.nowNanoseconds()
             report.endNanoseconds = ended - committed
             // Its QEMU asks it for nothing any more; the next one's plugin waits for its lock.
-            try? driver.disks?.plugin.end()
+            driver.disks?.close(endingPlugin: true)
             // Ours go as well: tracker, epochs, both locks.
             driver.close(isHarmless: report.releasedEarly)
             FaultPoint.reached("switchover.released")
