@@ -40,7 +40,8 @@ extension Agent {
                 judgedIncarnation: detector.incarnation(of: target), record: record,
                 isNeeded: needed.contains(target), hasSelfFence: member.record.hasSelfFence,
                 ownIncarnation: environment.incarnation,
-                ownQEMUs: target == host ? ownQEMUs().count + workThatMakesQEMUs : 0)
+                ownQEMUs: target == host
+                    ? ownQEMUs().count + workThatMakesQEMUs + diskServers().count : 0)
             for action in FenceDecision.decide(situation) { begin(action, target) }
         }
     }

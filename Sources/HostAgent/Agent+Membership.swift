@@ -308,7 +308,7 @@ extension Agent {
         }
     }
 
-    /// Ends every QEMU of a pair on this host; asked again until none is left.
+    /// Ends every QEMU of a pair on this host, and every disk server; asked again until none is left.
     func stopGuests(_ why: String) {
         let processes = ownQEMUs()
         if !cluster.stopTold, !processes.isEmpty || cluster.selfFence.isFencedNow {
@@ -321,6 +321,18 @@ extension Agent {
             // SIGKILL alone, and no waiting: this very loop must not stand still.
             Glibc.kill(process.processID, SIGKILL)
         }
+        for runtime in runtimes.values {
+            // Or they would be started again.
+            runtime.driver?.disks?.close(endingPlugin: false)
+            runtime.secondary?.disks?.close(endingPlugin: false)
+        }
+        for server in diskServers() { Glibc.kill(server, SIGKILL) }
+    }
+
+    /// Disk servers of this host. They bring committed writes into images for as long as they live, and once another host
+    /// goes on with these, it does that.
+    func diskServers() -> [pid_t] {
+        DiskPlugin.processes(in: environment.configuration.diskDirectory)
     }
 
     /// QEMUs of pairs on this host: those that we drive, and whatever else bears a pair's name.

@@ -27,7 +27,7 @@ package struct FenceSituation: Sendable, Hashable {
     package var isNeeded: Bool
     /// The target is configured with a self-fence, and its lease says that it had it armed.
     package var hasSelfFence: Bool
-    /// For `me == target`: this incarnation of ours, and our QEMUs of pairs that may write or wait.
+    /// For `me == target`: this incarnation of ours, and our QEMUs of pairs that may write or wait, with their disk servers.
     package var ownIncarnation: UInt64
     package var ownQEMUs: Int
 

@@ -115,11 +115,20 @@ package struct DiskPlugin: Sendable {
 
     /// This pair's processes on this host.
     func processes() -> [pid_t] {
-        let wanted = Array("--unix\0\(socket)\0".utf8)
+        Self.processes(of: program, marked: "--unix\0\(socket)\0")
+    }
+
+    /// Those of all pairs whose sockets are in this directory.
+    package static func processes(in directory: String) -> [pid_t] {
+        processes(of: installed().program, marked: "--unix\0\(directory)/")
+    }
+
+    private static func processes(of program: String, marked mark: String) -> [pid_t] {
+        let wanted = Data(mark.utf8)
         let entries = (try? FileManager.default.contentsOfDirectory(atPath: "/proc")) ?? []
         return entries.compactMap { pid_t($0) }.filter { pid in
             guard let data = FileManager.default.contents(atPath: "/proc/\(pid)/cmdline"),
-                let range = data.range(of: Data(wanted))
+                let range = data.range(of: wanted)
             else { return false }
             // Its own arguments, not those of somebody who looks for it.
             return data[..<range.lowerBound].starts(with: Data(program.utf8))
