@@ -42,12 +42,23 @@ package struct DiskPlugin: Sendable {
 
     /// - Throws: `.failedPrecondition` that says what is missing on this host.
     package func requireInstalled() throws {
-        for (path, package) in [(program, "nbdkit"), (library, "ftvm's nbdkit plugin")]
-        where access(path, R_OK) != 0 {
-            throw FtvmError(
-                .failedPrecondition, "this host cannot protect disks",
-                cause: "\(path) is missing", advice: "install \(package)")
-        }
+        guard let missing = Self.missing(program, library).first else { return }
+        throw FtvmError(
+            .failedPrecondition, "this host cannot protect disks",
+            cause: "\(missing.path) is missing", advice: "install \(missing.what)")
+    }
+
+    /// What this host would need to serve disks and does not have.
+    package static func missing() -> [(what: String, path: String)] {
+        let files = installed()
+        return missing(files.program, files.library)
+    }
+
+    private static func missing(
+        _ program: String, _ library: String
+    ) -> [(what: String, path: String)] {
+        [(what: "nbdkit", path: program), (what: "ftvm's nbdkit plugin", path: library)]
+            .filter { access($0.path, R_OK) != 0 }
     }
 
     /// What a plugin works with.

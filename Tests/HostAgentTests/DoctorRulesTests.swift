@@ -28,10 +28,12 @@ import Testing
     }
 
     static func domain() -> DomainSurvey {
-        DomainSurvey(
+        var domain = DomainSurvey(
             name: "demo", host: "h1", isKVM: true, cpuMode: "host-passthrough",
             machineType: "pc-i440fx-7.2", memoryBytes: 1 << 30, bridges: ["br0"],
             files: ["/images/a.raw"])
+        domain.writableDisks = ["vda"]
+        return domain
     }
 
     struct Case: Sendable, CustomTestStringConvertible {
@@ -71,6 +73,11 @@ import Testing
         Case(check: "network", why: "br0", host: { $0.bridges = ["br1"] }),
         Case(
             check: "storage", why: "/images/a.raw", host: { $0.missingFiles = ["/images/a.raw"] }),
+        Case(check: "disks", why: "nbdkit", host: { $0.missingDiskServer = ["nbdkit"] }),
+        // The guest and its undo log alone would fit.
+        Case(
+            check: "memory", why: "no pool of h1",
+            domain: { $0.memoryBytes = (3 << 30) + (64 << 20) }),
         Case(check: "memory", why: "no pool of h1", domain: { $0.memoryBytes = 1 << 40 }),
         Case(check: "memory", why: "names no memory", domain: { $0.memoryBytes = nil }),
         Case(

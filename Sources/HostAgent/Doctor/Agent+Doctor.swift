@@ -92,6 +92,7 @@ extension DomainSurvey {
             name: xml.name, host: host, isKVM: xml.virtualizationType == "kvm",
             cpuMode: xml.root.first("cpu")?["mode"], machineType: xml.machineType,
             memoryBytes: xml.memoryBytes, bridges: Set(bridges).sorted(), files: Self.files(xml))
+        writableDisks = xml.guestDisks.map(\.target)
         findings = xml.unsupportedDevices().map {
             Finding(
                 isError: $0.severity == .error, device: $0.device, why: $0.why, advice: $0.advice)
@@ -101,6 +102,7 @@ extension DomainSurvey {
     /// What only the running domain's XML says: the machine type in full, and devices that were added to it.
     mutating func note(live: DomainXML) {
         machineType = live.machineType
+        writableDisks = live.guestDisks.map(\.target)
         for finding in DomainSurvey(live.originalForm(), host: host).findings
         where !findings.contains(where: { $0.device == finding.device }) {
             findings.append(finding)

@@ -82,7 +82,7 @@ extension DoctorRules {
         return devices(domain)
             + [
                 running(domain), memory(domain), processor(domain), machine(domain, others),
-                network(domain), storage(domain),
+                network(domain), storage(domain), disks(domain),
             ].compactMap { $0 }
     }
 
@@ -115,15 +115,15 @@ extension DoctorRules {
                 fix: "<memory unit='MiB'>1024</memory>")
         }
         let pools = hosts[domain.host]?.pools ?? []
-        // Guest and undo log together.
-        let needed = bytes + max(bytes / 4, 64 << 20)
+        let diskLog = domain.writableDisks.isEmpty ? 0 : PairWorker.defaultDiskLogBytes
+        let needed = bytes + max(bytes / 4, 64 << 20) + diskLog
         let fitting = pools.filter {
             $0.error == nil && $0.freeBytes >= needed && bytes % $0.pageSizeBytes == 0
         }
         guard let first = fitting.first else {
             return DoctorCheck(
                 "memory", domain.name, .fail,
-                "no pool of \(domain.host) has room for \(needed >> 20) MiB (guest and undo log)",
+                "no pool of \(domain.host) has room for \(needed >> 20) MiB (guest and logs)",
                 fix: "ftvm pool list; mount -o remount,size=N of the pool, or more huge pages")
         }
         return DoctorCheck(
@@ -189,5 +189,22 @@ extension DoctorRules {
         guard !domain.files.isEmpty else { return nil }
         return DoctorCheck(
             "storage", domain.name, .pass, "\(domain.files.count) files on every host")
+    }
+
+    /// Disks that are written to are served by nbdkit, wherever the guest runs or may have to go on.
+    private func disks(_ domain: DomainSurvey) -> DoctorCheck? {
+        guard !domain.writableDisks.isEmpty else { return nil }
+        let disks = domain.writableDisks.joined(separator: ", ")
+        for (name, survey) in ordered {
+            guard let missing = survey.missingDiskServer.first else { continue }
+            return DoctorCheck(
+                "disks", domain.name, .fail,
+                "\(disks): written to, and \(name) cannot serve that without \(missing)",
+                fix: missing == "nbdkit"
+                    ? "on \(name): apt install nbdkit"
+                    : "on \(name): install libftvm-nbdkit-plugin.so beside ftvmd")
+        }
+        return DoctorCheck(
+            "disks", domain.name, .pass, "\(disks): every host can serve what is written to")
     }
 }

@@ -26,6 +26,7 @@ extension HostSurvey {
                 survey.pools = pools.map { PoolSurvey($0) }
                 survey.machineTypes = KVMProbe.machineTypes()
                 survey.kvm = KVMProbe.run()
+                survey.missingDiskServer = DiskPlugin.missing().map(\.what)
                 survey.missingFiles = files.filter { access($0, F_OK) != 0 }
                 return survey
             }) ?? filled

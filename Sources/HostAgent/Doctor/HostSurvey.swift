@@ -65,6 +65,8 @@ package struct HostSurvey: Hashable, Sendable, Codable {
     package var fenceMethods: [String] = []
     /// Of the files that were asked for, those that this host does not have.
     package var missingFiles: [String] = []
+    /// What it takes to serve protected disks and is not installed: nbdkit, our plugin for it.
+    package var missingDiskServer: [String] = []
 }
 
 /// What is asked of a host: to look at itself.
@@ -98,6 +100,8 @@ package struct DomainSurvey: Hashable, Sendable {
     package var bridges: [String] = []
     /// Files that QEMU opens: disks, kernel, firmware.
     package var files: [String] = []
+    /// The disks that it writes to: they need the disk log, and nbdkit on every host.
+    package var writableDisks: [String] = []
     package var findings: [Finding] = []
     /// Why it cannot be protected while it runs as it does; nil: it does not run, or can.
     package var runningError: FtvmError?
