@@ -75,6 +75,8 @@ package final class GuestClient {
             let sent = bytes.withUnsafeBytes {
                 send(descriptor, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL))
             }
+            // Whoever was stopped meanwhile, or frozen, is told so here.
+            if sent < 0, errno == EINTR { continue }
             guard sent > 0 else { throw Self.lost("sending '\(command)'", errno) }
             bytes = bytes.dropFirst(sent)
         }
@@ -103,6 +105,7 @@ package final class GuestClient {
             }
             var buffer = [UInt8](repeating: 0, count: 1024)
             let got = recv(descriptor, &buffer, buffer.count, 0)
+            if got < 0, errno == EINTR { continue }
             guard got > 0 else {
                 throw Self.lost("waiting for the answer to '\(command)'", got == 0 ? 0 : errno)
             }
@@ -134,7 +137,28 @@ package final class GuestClient {
                 Glibc.connect(descriptor, $0, socklen_t(MemoryLayout<sockaddr_in>.size))
             }
         }
-        guard result == 0 else { throw lost("connecting to \(address):\(port)", errno) }
+        guard result != 0 else { return }
+        let number = errno == EINTR ? outcome(of: descriptor) : errno
+        guard number == 0 else { throw lost("connecting to \(address):\(port)", number) }
+    }
+
+    /// A connect(2) that a signal has interrupted goes on by itself.
+    /// - Returns: how it ended, as an errno; 0: well.
+    private static func outcome(of descriptor: Int32) -> Int32 {
+        var polled = pollfd(fd: descriptor, events: Int16(POLLOUT), revents: 0)
+        var time = timeval()
+        var size = socklen_t(MemoryLayout<timeval>.size)
+        getsockopt(descriptor, SOL_SOCKET, SO_SNDTIMEO, &time, &size)
+        let milliseconds = Int32(clamping: time.tv_sec * 1_000 + time.tv_usec / 1_000)
+        var ready: Int32
+        repeat { ready = poll(&polled, 1, milliseconds) } while ready < 0 && errno == EINTR
+        guard ready > 0 else { return ready == 0 ? EINPROGRESS : errno }
+        var number: Int32 = 0
+        size = socklen_t(MemoryLayout<Int32>.size)
+        guard getsockopt(descriptor, SOL_SOCKET, SO_ERROR, &number, &size) == 0 else {
+            return errno
+        }
+        return number
     }
 
     private static func lost(_ doing: String, _ number: Int32) -> FtvmError {

@@ -121,6 +121,11 @@ import Testing
         let said = try stand.finish()
         #expect(said.contains("left 0"), "\(said)")
         #expect(try Data(contentsOf: URL(fileURLWithPath: stand.images + "/vdb.raw")) == bytes)
+        // No QEMU gets at an image that a plugin writes to.
+        let refused = try Tool.run(
+            "/usr/bin/qemu-io", ["-f", "raw", "-c", "read 0 512", stand.images + "/vda.raw"])
+        #expect(refused.status != 0 && refused.output.contains("lock"), "\(refused.output)")
+        stand.kill()
         let image = try Tool.run(
             "/usr/bin/qemu-io",
             ["-f", "raw", "-c", "read -P 3 2M 100k", "-c", "read -P 5 9M 1M", "-c"]
@@ -156,9 +161,12 @@ import Testing
     @Test func aQcow2ImageThroughTheLog() throws {
         let stand = try Stand()
         let image = stand.images + "/vda.raw"
+        // The plugin holds QEMU's locks on it.
+        stand.kill()
         let made = try Tool.run(
             "/usr/bin/qemu-img", ["create", "-q", "-f", "qcow2", image, "40M"])
         try #require(made.status == 0, "\(made.output)")
+        try stand.start()
         let io = { (arguments: [String]) in
             try Tool.run("/usr/bin/qemu-io", arguments)
         }
