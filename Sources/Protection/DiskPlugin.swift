@@ -138,28 +138,41 @@ package struct DiskPlugin: Sendable {
         let wanted = Data(mark.utf8)
         let entries = (try? FileManager.default.contentsOfDirectory(atPath: "/proc")) ?? []
         return entries.compactMap { pid_t($0) }.filter { pid in
-            guard let data = FileManager.default.contents(atPath: "/proc/\(pid)/cmdline"),
-                let range = data.range(of: wanted)
+            guard let data = FileManager.default.contents(atPath: "/proc/\(pid)/cmdline")
             else { return false }
+            if data.isEmpty { return isEnding(pid, program) }
+            guard let range = data.range(of: wanted) else { return false }
             // Its own arguments, not those of somebody who looks for it.
             return data[..<range.lowerBound].starts(with: Data(program.utf8))
         }
     }
 
+    /// Whether this is one of nbdkit's processes that is ending and has not ended: the arguments are gone with its memory, a
+    /// thread may still be in the middle of a write. Of whose disks cannot be told then.
+    private static func isEnding(_ pid: pid_t, _ program: String) -> Bool {
+        guard let stat = try? String(contentsOfFile: "/proc/\(pid)/stat", encoding: .utf8),
+            let open = stat.firstIndex(of: "("), let end = stat.lastIndex(of: ")"),
+            program.hasSuffix("/" + stat[stat.index(after: open)..<end])
+        else { return false }
+        guard stat[stat.index(after: end)...].hasPrefix(" Z") else { return true }
+        // A zombie that is the last of its threads waits for its parent and nothing else.
+        let threads = try? FileManager.default.contentsOfDirectory(atPath: "/proc/\(pid)/task")
+        return (threads?.count ?? 0) > 1
+    }
+
     /// Ends them all. What is in the log stays there; a group under way is begun again by the next one.
     /// - Throws: `.timedOut` when one does not go: it waits for its storage.
     package func end() throws {
-        let processes = processes()
-        for pid in processes { Glibc.kill(pid, SIGKILL) }
+        let ending = processes().map { (pid: $0, handle: ftvm_pidfd_open($0)) }
+        defer { for process in ending where process.handle >= 0 { close(process.handle) } }
+        for process in ending { Glibc.kill(process.pid, SIGKILL) }
         let deadline = MonotonicClock.nowNanoseconds() + 5_000_000_000
-        for pid in processes {
-            while Self.isRunning(pid) {
-                guard MonotonicClock.nowNanoseconds() < deadline else {
-                    throw FtvmError(
-                        .timedOut, "the disk server of \(name) (process \(pid)) does not end",
-                        cause: "it waits for the storage of its images")
-                }
-                usleep(500)
+        for process in ending where process.handle != -ESRCH {
+            guard process.handle >= 0, Self.hasEnded(process.handle, before: deadline) else {
+                throw FtvmError(
+                    .timedOut,
+                    "the disk server of \(name) (process \(process.pid)) does not end",
+                    cause: "it waits for the storage of its images")
             }
         }
         unlink(socket)
@@ -167,12 +180,16 @@ package struct DiskPlugin: Sendable {
         unlink(messages)
     }
 
-    private static func isRunning(_ pid: pid_t) -> Bool {
-        guard Glibc.kill(pid, 0) == 0,
-            let stat = try? String(contentsOfFile: "/proc/\(pid)/stat", encoding: .utf8),
-            let end = stat.lastIndex(of: ")")
-        else { return false }
-        return !stat[stat.index(after: end)...].hasPrefix(" Z")
+    /// Waits until the last thread of a process has ended, and with it everything that it had open: locks on the log and on
+    /// the images. Its first thread may be a zombie long before that, which is all that /proc/PID/stat tells.
+    private static func hasEnded(_ handle: Int32, before deadline: UInt64) -> Bool {
+        var polled = pollfd(fd: handle, events: Int16(POLLIN), revents: 0)
+        while true {
+            let now = MonotonicClock.nowNanoseconds()
+            let left = deadline > now ? Int32((deadline - now) / 1_000_000 + 1) : 0
+            if poll(&polled, 1, left) > 0 { return true }
+            if MonotonicClock.nowNanoseconds() >= deadline { return false }
+        }
     }
 }
 

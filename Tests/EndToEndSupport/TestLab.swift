@@ -139,6 +139,10 @@ package final class TestLab: Sendable {
         try #require(pids.count == victims.count)
         state.withLock { $0.away.formUnion(victims) }
         for pid in pids { Foundation.kill(pid, SIGKILL) }
+        try await eventually("\(victims.count) hosts are dead") { () async throws -> Void? in
+            let left = try await self.status().hosts.filter { victims.contains($0.name) }
+            return left.allSatisfy { $0.pid == nil } ? () : nil
+        }
     }
 
     /// - Parameter qemuRoot: from now on the host has the QEMU that is unpacked there.
