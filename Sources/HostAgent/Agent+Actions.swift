@@ -39,7 +39,7 @@ extension Agent {
                 MonotonicClock.nowNanoseconds() >= runtime.retryAtNanoseconds
             else { continue }
             begin(.cleaningUp, name) {
-                try await self.worker.settleDisksOrSay(record)
+                try await self.worker.settleDisksNow(record)
                 await self.noteSettled(name)
             }
         }

@@ -97,6 +97,19 @@ extension PairWorker {
         }
     }
 
+    /// The same where there is time to try again.
+    /// - Throws: `.unavailable` when somebody else writes to the images.
+    func settleDisksNow(_ record: PairRecord) async throws {
+        guard try await !settleDisks(record) else { return }
+        throw FtvmError(
+            .unavailable,
+            "what the guest of \(record.name) wrote last cannot be brought into its images",
+            cause: "somebody else has them open for writing",
+            advice:
+                "nothing is lost; end whatever uses them ('lslocks' shows it) before the guest is started"
+        )
+    }
+
     /// The same where the pair goes on in any case.
     func settleDisksOrSay(_ record: PairRecord) async throws {
         guard try await !settleDisks(record) else { return }

@@ -112,7 +112,12 @@ package enum DiskImages {
             return image
         }
         try plugin.end()
-        guard !images.contains(where: \.isWrittenByOthers) else { return false }
+        // Whoever is ending gives its locks back as the very last thing.
+        let deadline = MonotonicClock.nowNanoseconds() + writersPatienceNanoseconds
+        while images.contains(where: \.isWrittenByOthers) {
+            guard MonotonicClock.nowNanoseconds() < deadline else { return false }
+            usleep(10_000)
+        }
         let server = DiskServer(
             log: log, images: images, journal: try journal.map { try DiskJournal.open($0) },
             settings: manual)
@@ -136,6 +141,8 @@ package enum DiskImages {
             if log.applied >= log.head { return true }
         }
     }
+
+    private static let writersPatienceNanoseconds: UInt64 = 3_000_000_000
 
     private static var manual: DiskServer.Settings {
         var settings = DiskServer.Settings()
