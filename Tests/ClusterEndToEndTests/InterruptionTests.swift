@@ -24,14 +24,8 @@ extension ClusterEndToEnd {
 
     /// Every such point in the sources is in one of the lists here.
     @Test static func everyPointOfAFailoverIsTested() throws {
-        let sources = Settings.repository("Sources")
-        let files = FileManager.default.enumerator(atPath: sources)?.compactMap { $0 as? String }
-        var found: Set<String> = []
-        for file in files ?? [] where file.hasSuffix(".swift") {
-            let text = try String(contentsOfFile: "\(sources)/\(file)", encoding: .utf8)
-            for match in text.matches(of: /FaultPoint\.reached\("((?:fence|failover)\.[^"]+)"\)/) {
-                found.insert(String(match.1))
-            }
+        let found = try Fault.pointsInSources().filter {
+            $0.hasPrefix("fence.") || $0.hasPrefix("failover.")
         }
         #expect(found.sorted() == (failoverPoints + fencePoints).sorted())
     }

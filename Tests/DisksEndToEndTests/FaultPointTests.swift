@@ -26,17 +26,7 @@ extension Disks {
             let known = Set(
                 Self.takeOverPoints + Self.commitPoints + Self.promotionPoints + Self.releasePoints
                     + Self.shutdownPoints + Self.lossPoints)
-            let sources = Settings.repository("Sources")
-            var found: Set<String> = []
-            let files = FileManager.default.enumerator(atPath: sources)?.compactMap {
-                $0 as? String
-            }
-            for file in files ?? [] where file.hasSuffix(".swift") {
-                let text = try String(contentsOfFile: "\(sources)/\(file)", encoding: .utf8)
-                for match in text.matches(of: /FaultPoint\.reached\("(disks\.[^"]+)"\)/) {
-                    found.insert(String(match.1))
-                }
-            }
+            let found = try Fault.pointsInSources().filter { $0.hasPrefix("disks.") }
             #expect(found.subtracting(known).sorted() == [])
             #expect(known.subtracting(found).sorted() == [])
         }

@@ -73,6 +73,40 @@ extension Domains {
             try await lab.removeDemo()
         }
 
+        static let points = ["devices.unprotected", "devices.released"]
+
+        /// `ftvmd` dies between telling a change and enabling the guest anew.
+        @Test(arguments: points)
+        func ftvmdDiesOverAChange(point: String) async throws {
+            let lab = try TestLab.here()
+            let (guest, before) = try await lab.protectedDemo()
+            let fault = Fault(lab, point, pass: 1)
+            try await fault.arm([before.primary])
+            _ = try await lab.protected()
+            let covered = try await guest.covered()
+            try await attach(lab, before.primary, Self.card, "attach-device")
+            try await fault.strikes()
+            let pair = try await lab.protected("protected after \(fault)")
+            #expect(pair.primary == before.primary)
+            try await guest.goesOn(from: covered)
+            // The other host has the card as well, or could not load this state.
+            let again = try await guest.covered()
+            try await lab.presentQEMU(pair.primary).kill()
+            let next = try await lab.protected("failed over after \(fault)") {
+                $0.primary == pair.secondary
+            }
+            #expect(try await lab.virsh(next.primary, "domiflist", TestLab.demo).contains(Self.mac))
+            try await guest.goesOn(from: again)
+            try await fault.disarm()
+            try await lab.removeDemo()
+        }
+
+        /// Every such point in the sources is in the list.
+        @Test func everyPointIsTested() throws {
+            let found = try Fault.pointsInSources().filter { $0.hasPrefix("devices.") }
+            #expect(found.sorted() == Self.points.sorted())
+        }
+
         private static let mac = "52:54:00:79:00:10"
         private static let card = """
             <interface type='bridge'><mac address='\(mac)'/><source bridge='br0'/>

@@ -36,6 +36,20 @@ package struct Fault: CustomStringConvertible {
         }
     }
 
+    /// The names of all fault points.
+    package static func pointsInSources() throws -> Set<String> {
+        let sources = Settings.repository("Sources")
+        let files = FileManager.default.enumerator(atPath: sources)?.compactMap { $0 as? String }
+        var found: Set<String> = []
+        for file in files ?? [] where file.hasSuffix(".swift") {
+            let text = try String(contentsOfFile: "\(sources)/\(file)", encoding: .utf8)
+            for match in text.matches(of: /FaultPoint\.reached\("([^"]+)"\)/) {
+                found.insert(String(match.1))
+            }
+        }
+        return found
+    }
+
     package func disarm() async throws {
         for host in lab.hosts { try lab.setDaemonVariables([], of: host) }
     }

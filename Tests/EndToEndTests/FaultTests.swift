@@ -49,20 +49,11 @@ extension EndToEnd {
                     + Self.releasePoints + Self.secondaryPoints + Self.framePoints
                     + Self.adoptionPoints + Self.secondPoints
                     + Switchovers.sourcePoints + Switchovers.targetPoints)
-            let sources = Settings.repository("Sources")
-            let files = FileManager.default.enumerator(atPath: sources)?.compactMap {
-                $0 as? String
-            }
-            var found: Set<String> = []
-            for file in files ?? [] where file.hasSuffix(".swift") {
-                let text = try String(contentsOfFile: "\(sources)/\(file)", encoding: .utf8)
-                for match in text.matches(of: /FaultPoint\.reached\("([^"]+)"\)/) {
-                    found.insert(String(match.1))
-                }
-            }
-            // The crash tests of MemoryPool, Heartbeat, DiskLog and the cluster, and DisksEndToEndTests, go through the others.
+            let found = try Fault.pointsInSources()
+            // Crash tests of MemoryPool, Heartbeat and DiskLog, and the suites of cluster, disks and domains, go through
+            // the others.
             let elsewhere = [
-                "segment.", "heartbeat.", "disklog.", "fence.", "failover.", "disks.",
+                "segment.", "heartbeat.", "disklog.", "fence.", "failover.", "disks.", "devices.",
             ]
             let missing = found.subtracting(known).filter { point in
                 !elsewhere.contains { point.hasPrefix($0) }
