@@ -7,7 +7,7 @@ extension DomainXML {
     /// says of it but for what changes by itself. Sorted.
     package var deviceLines: [String] {
         let kept = ["vcpu", "vcpus", "maxMemory", "iothreads"]
-        let devices = root.first("devices")?.elements.filter { $0.name != "emulator" } ?? []
+        let devices = root.first("devices")?.elements.filter(Self.isDevice) ?? []
         let all = root.elements.filter { kept.contains($0.name) } + devices
         return all.map { element in
             var element = element
@@ -43,8 +43,15 @@ extension DomainXML {
             .joined(separator: "; ")
     }
 
-    /// The guest's agent comes and goes; statistics are nobody's hardware.
+    /// A controller of model `none` stands for there being none.
+    private static func isDevice(_ element: XMLTree.Element) -> Bool {
+        element.name != "emulator" && !(element.name == "controller" && element["model"] == "none")
+    }
+
+    /// The guest's agent comes and goes; statistics are nobody's hardware. Aliases are libvirt's own handles, and a libvirtd
+    /// that was started anew may have others; what it knows of images behind images it finds out again.
     private static func removeWhatChanges(_ element: inout XMLTree.Element) {
+        element.removeElements { ["alias", "backingStore", "mirror"].contains($0.name) }
         if element.name == "channel" { element.updateFirst("target") { $0["state"] = nil } }
         if element.name == "memballoon" { element.removeElements { $0.name == "stats" } }
     }
@@ -60,7 +67,7 @@ extension DomainXML {
     private static func deviceName(_ element: XMLTree.Element) -> String {
         let detail =
             element.first("mac")?["address"] ?? element.first("target")?["dev"]
-            ?? element.first("alias")?["name"] ?? element["model"] ?? element["type"] ?? ""
+            ?? element["model"] ?? element["type"] ?? ""
         return XMLText.trim("\(element.name) \(detail)")
     }
 }

@@ -26,6 +26,20 @@ import Testing
         #expect(DomainXML.changes(from: one, to: two).isEmpty)
     }
 
+    /// Seen: libvirt 9.0 calls a guest's missing USB controller `usb` when it starts it, and `none` when it was itself
+    /// started anew.
+    @Test func whatANewDaemonCallsDifferentlyIsNoChange() throws {
+        func controller(_ alias: String) -> String {
+            "<controller type='usb' model='none'><alias name='\(alias)'/></controller>"
+        }
+        func card(_ alias: String) -> String {
+            Self.card.replacing("</interface>", with: "<alias name='\(alias)'/></interface>")
+        }
+        let one = try lines(controller("usb") + card("net0"))
+        let two = try lines(controller("none") + card("hostnet0"))
+        #expect(DomainXML.changes(from: one, to: two).isEmpty)
+    }
+
     @Test func whatIsAddedRemovedAndChangedIsNamed() throws {
         let one = try lines(Self.card)
         let both = try lines(Self.card + Self.other)
