@@ -89,7 +89,6 @@ extension PairAction {
             record.secondaryReady = false
             record.promotionRequested = false
             record.endSwitchover(.failed, record.reason)
-            record.devices = nil
             record.progress = nil
             event = .init(.unprotected, "\(name) is not protected: \(record.reason)")
 
