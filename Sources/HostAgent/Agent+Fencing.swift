@@ -40,13 +40,15 @@ extension Agent {
                 judgedIncarnation: detector.incarnation(of: target), record: record,
                 isNeeded: needed.contains(target), hasSelfFence: member.record.hasSelfFence,
                 ownIncarnation: environment.incarnation,
-                ownQEMUs: target == host
-                    ? ownQEMUs().count + workThatMakesQEMUs + diskServers().count : 0)
+                ownQEMUs: target == host ? ownWriters() : 0)
             for action in FenceDecision.decide(situation) { begin(action, target) }
         }
     }
 
-    var workThatMakesQEMUs: Int {
+    /// What may still write to guests' memory or disks on this host, or is about to: QEMUs, disk servers, work that makes them.
+    func ownWriters() -> Int { ownQEMUs().count + workThatMakesQEMUs + diskServers().count }
+
+    private var workThatMakesQEMUs: Int {
         runtimes.values.count {
             switch $0.work {
             case .makingSecondary, .promoting, .enabling, .adopting, .awaitingHandOver: true

@@ -302,8 +302,7 @@ extension Agent {
                 guard hasSelfFence || cluster.selfFence.isFencedNow else { continue }
                 stopGuests(why)
                 // Nothing is left that the watchdog would have to end: the host need not be reset.
-                let isQuiet = workThatMakesQEMUs == 0 && ownQEMUs().isEmpty
-                if isQuiet, recordsKnown { petPermit.permit() }
+                if recordsKnown, ownWriters() == 0 { petPermit.permit() }
             }
         }
     }

@@ -21,13 +21,13 @@ extension DomainXML {
         }
     }
 
-    private static func refuse(
+    static func refuse(
         _ device: String, _ why: String, _ advice: String
     ) -> UnsupportedFinding {
         .init(severity: .error, device: device, why: why, advice: advice)
     }
 
-    private static func warn(
+    static func warn(
         _ device: String, _ why: String, _ advice: String
     ) -> UnsupportedFinding {
         .init(severity: .warning, device: device, why: why, advice: advice)

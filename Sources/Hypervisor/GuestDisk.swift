@@ -64,24 +64,15 @@ extension DomainXML {
     static func diskFindings(_ element: XMLTree.Element) -> [UnsupportedFinding] {
         let disk = Disk(element)
         let name = "\(disk.device) \(disk.target)"
-        if let refusal = placeRefusal(disk) ?? stateRefusal(disk, element) {
-            return [
-                UnsupportedFinding(
-                    severity: .error, device: name, why: refusal.why, advice: refusal.advice)
-            ]
-        }
-        if disk.needsLog, let refusal = logRefusal(disk, element) {
-            return [
-                UnsupportedFinding(
-                    severity: .error, device: name, why: refusal.why, advice: refusal.advice)
-            ]
-        }
+        let refusal =
+            placeRefusal(disk) ?? stateRefusal(disk, element)
+            ?? (disk.needsLog ? logRefusal(disk, element) : nil)
+        if let refusal { return [refuse(name, refusal.why, refusal.advice)] }
         guard let source = disk.source, disk.type != "network" else { return [] }
         return [
-            UnsupportedFinding(
-                severity: .warning, device: name,
-                why: "\(source) must be there under the same name on every host",
-                advice: "keep it on shared storage")
+            warn(
+                name, "\(source) must be there under the same name on every host",
+                "keep it on shared storage")
         ]
     }
 

@@ -296,8 +296,6 @@ package final class NetworkGate: PacketGate, @unchecked Sendable {
 
     // MARK: - Releasing
 
-    package func release() throws -> Bool { try release(upTo: .max) }
-
     package func release(upTo limit: UInt64) throws -> Bool {
         let present = segment.position
         guard present.generation == generation else {

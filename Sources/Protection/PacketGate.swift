@@ -27,12 +27,8 @@ package protocol PacketGate: AnyObject, Sendable {
     /// The ends of the logs, after `collect`: with the guest stopped they are the commit's positions.
     var positions: LogPositions { get }
 
-    /// Sends what the last published commit covers, in order and without blocking. A network that does not take it
-    /// all has the rest sent by a later call.
-    /// - Returns: whether everything has been sent.
-    func release() throws -> Bool
-
-    /// The same, but nothing behind this end of the output log.
+    /// Sends what the last published commit covers, but nothing behind `limit`, an end of the output log; in order and
+    /// without blocking. A network that does not take it all has the rest sent by a later call.
     /// - Returns: whether everything up to there has been sent.
     func release(upTo limit: UInt64) throws -> Bool
 
@@ -41,5 +37,6 @@ package protocol PacketGate: AnyObject, Sendable {
 }
 
 extension PacketGate {
-    package func release(upTo limit: UInt64) throws -> Bool { try release() }
+    /// Everything that the last published commit covers.
+    package func release() throws -> Bool { try release(upTo: .max) }
 }

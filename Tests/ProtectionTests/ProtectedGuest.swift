@@ -125,8 +125,9 @@ final class TestGate: PacketGate {
         LogPositions(output: state.withLock { $0.arrived } * Self.frameBytes)
     }
 
-    func release() throws -> Bool {
-        let covered = (try segment.latestCommit()?.logs.output ?? 0) / Self.frameBytes
+    func release(upTo limit: UInt64) throws -> Bool {
+        let committed = try segment.latestCommit()?.logs.output ?? 0
+        let covered = min(limit, committed) / Self.frameBytes
         return state.withLock {
             $0.releaseCalls += 1
             let count = min(covered - min(covered, $0.released), $0.takes)
