@@ -39,7 +39,7 @@ let package = Package(
 
         .systemLibrary(name: "CNbdkit", providers: [.apt(["nbdkit-plugin-dev"])]),
 
-        .target(name: "Model", swiftSettings: strict),
+        .target(name: "Model", dependencies: ["CLinux"], swiftSettings: strict),
         .target(
             name: "MemoryPool", dependencies: ["Model", "CLinux", "CNuma"], swiftSettings: strict),
         .target(name: "Injection", dependencies: ["CLinux"], swiftSettings: strict),
@@ -92,13 +92,15 @@ let package = Package(
             name: "ControlAPI",
             dependencies: [
                 "Model", "TransportSecurity",
-                .product(name: "NIOSSL", package: "swift-nio-ssl"), .product(name: "AsyncHTTPClient", package: "async-http-client"),
+                .product(name: "NIOSSL", package: "swift-nio-ssl"),
+                .product(name: "AsyncHTTPClient", package: "async-http-client"),
             ],
             swiftSettings: strict),
         .target(
             name: "HostAgent",
             dependencies: [
-                "Model", "DiskLog", "MemoryPool", "Hypervisor", "Protection", "ClusterStore", "Fencing",
+                "Model", "DiskLog", "MemoryPool", "Hypervisor", "Protection", "ClusterStore",
+                "Fencing",
                 "Heartbeat", "PairLogic", "ControlAPI", "ConfigurationFiles",
                 "TransportSecurity",
                 .product(name: "Hummingbird", package: "hummingbird"),
@@ -165,7 +167,8 @@ let package = Package(
             ],
             swiftSettings: strict),
         .target(
-            name: "GuestSupport", dependencies: ["Hypervisor", "MemoryPool", "Model", "Protection"],
+            name: "GuestSupport",
+            dependencies: ["Hypervisor", "MemoryPool", "Model", "Protection"],
             path: "Tests/GuestSupport", swiftSettings: strict),
         .executableTarget(
             name: "ftvm-bench",
@@ -177,7 +180,8 @@ let package = Package(
         .testTarget(
             name: "ProtectionTests",
             dependencies: [
-                "GuestSupport", "Protection", "Injection", "Hypervisor", "MemoryPool", "Model", "Fencing", "CLinux",
+                "GuestSupport", "Protection", "Injection", "Hypervisor", "MemoryPool", "Model",
+                "Fencing", "CLinux",
             ],
             swiftSettings: strict),
         .target(

@@ -133,7 +133,7 @@ package final class WatchdogKeeper: Sendable {
         precondition(periodMilliseconds > 0)
         self.device = device
         let period = UInt64(periodMilliseconds) * 1_000_000
-        let thread = Thread { [device, shared, wake, ended] in
+        UrgentThread.start("ftvm-watchdog") { [device, shared, wake, ended] in
             var next = DispatchTime.now().uptimeNanoseconds
             while !shared.state.withLock({ $0.stopped }) {
                 if permit() {
@@ -151,9 +151,6 @@ package final class WatchdogKeeper: Sendable {
             }
             ended.signal()
         }
-        thread.name = "ftvm-watchdog"
-        thread.qualityOfService = .userInteractive
-        thread.start()
     }
 
     /// Ends the petting and closes the device. To be called once.

@@ -186,10 +186,7 @@ package final class PoolHeartbeat: @unchecked Sendable {
             let beating = Beating(
                 file: file, slot: slot, periodNanoseconds: periodNanoseconds, permit: permit)
             state.beating = beating
-            let thread = Thread { beating.run() }
-            thread.name = "ftvm-heartbeat"
-            thread.qualityOfService = .userInteractive
-            thread.start()
+            UrgentThread.start("ftvm-heartbeat") { beating.run() }
         }
     }
 

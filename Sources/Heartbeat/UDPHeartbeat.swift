@@ -121,10 +121,7 @@ package final class UDPHeartbeat: Sendable {
             throw error
         }
         loop = UDPHeartbeatLoop(settings, socket: socket, permit: permit, onArrival: onArrival)
-        let thread = Thread { [loop] in loop.run() }
-        thread.name = "ftvm-udp-beat"
-        thread.qualityOfService = .userInteractive
-        thread.start()
+        UrgentThread.start("ftvm-udp-beat") { [loop] in loop.run() }
     }
 
     /// The hosts to send to and to hear, from now on. At most `peersMaximum`.

@@ -54,6 +54,35 @@ private func eventually(_ condition: () throws -> Bool) rethrows -> Bool {
         #expect(try second.read().map(\.processHoldsSlot) == [false, true])
     }
 
+    /// Busy CPUs must not make a host look dead.
+    @Test(
+        .enabled(if: UrgentThread.refusal() == nil, "the kernel refuses real-time priorities here"))
+    func theThreadRunsBeforeEverythingOrdinary() throws {
+        let pool = try Directory()
+        let heartbeat = try claim(pool, h1)
+        heartbeat.startBeating(periodNanoseconds: 1_000_000)
+        defer { heartbeat.release() }
+        // Others run in this process as well: all that have the name are meant, and ours is among them.
+        #expect(
+            try eventually {
+                let tasks = "/proc/self/task"
+                let policies = try FileManager.default.contentsOfDirectory(atPath: tasks)
+                    .compactMap { task -> String? in
+                        // May have ended meanwhile.
+                        guard
+                            let stat = try? String(
+                                contentsOfFile: "\(tasks)/\(task)/stat", encoding: .utf8),
+                            stat.contains("(ftvm-heartbeat)")
+                        else { return nil }
+                        // proc(5): field 41, counted from behind the name, which is field 2.
+                        return stat.split(separator: ")").last.map {
+                            String($0.split(separator: " ")[38])
+                        }
+                    }
+                return !policies.isEmpty && policies.allSatisfy { $0 == "\(SCHED_RR)" }
+            })
+    }
+
     @Test func theThreadBeatsUntilItIsReleased() throws {
         let pool = try Directory()
         let one = try claim(pool, h1)

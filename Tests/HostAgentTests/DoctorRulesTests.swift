@@ -49,6 +49,9 @@ import Testing
     static let cases: [Case] = [
         Case(check: "kernel", why: "no userfaultfd", host: { $0.kernelError = "no userfaultfd" }),
         Case(check: "ptrace", why: "ptrace_scope is 3", host: { $0.ptraceScope = 3 }),
+        Case(
+            check: "realtime", verdict: .warn, why: "Operation not permitted",
+            host: { $0.realtimeError = "Operation not permitted" }),
         Case(check: "kvm", why: "no /dev/kvm", host: { $0.kvm = .absent }),
         Case(check: "kvm", why: "no firmware", host: { $0.kvm = .unusable("nested") }),
         Case(check: "kvm", why: "pni", host: { $0.kvm = .poor("no pni") }),
@@ -137,10 +140,18 @@ import Testing
         var hosts = ["h1": Self.good(), "h2": Self.good(), "h3": Self.good()]
         for name in hosts.keys {
             hosts[name]?.bootID = name
-            hosts[name]?.fenceMethods = ["ipmi"]
+            hosts[name]?.canFence = ["h1", "h2", "h3"]
         }
-        let check = DoctorRules(hosts: hosts).report().checks.first { $0.name == "fencing" }
-        #expect(check?.verdict == .pass)
+        func check() -> DoctorCheck? {
+            DoctorRules(hosts: hosts).report().checks.first { $0.name == "fencing" }
+        }
+        #expect(check()?.verdict == .pass)
+        // Every other host must be able to, since any of them may be the one that is left.
+        hosts["h2"]?.canFence = ["h1"]
+        #expect(check()?.verdict == .fail)
+        #expect(check()?.why.hasSuffix("no device for h3 on h2") == true)
+        hosts["h3"]?.fencesItself = true
+        #expect(check()?.verdict == .pass)
     }
 
     @Test func whatTheFirmwareSaysIsUnderstood() {

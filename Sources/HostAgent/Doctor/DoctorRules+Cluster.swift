@@ -65,14 +65,23 @@ extension DoctorRules {
                 "fencing", Self.cluster, .pass,
                 "all hosts share a kernel: the primary lock proves that a primary is gone")
         }
-        let without = ordered.filter { $0.survey.fenceMethods.isEmpty }.map(\.name)
-        guard !without.isEmpty else {
+        var gaps: [String] = []
+        for target in ordered where !target.survey.fencesItself {
+            let helpless = ordered.filter {
+                $0.survey.bootID != target.survey.bootID
+                    && !$0.survey.canFence.contains(target.name)
+            }
+            guard !helpless.isEmpty else { continue }
+            gaps.append("\(target.name) on \(helpless.map(\.name).joined(separator: ", "))")
+        }
+        guard !gaps.isEmpty else {
             return DoctorCheck("fencing", Self.cluster, .pass, "every host can be fenced")
         }
         return DoctorCheck(
             "fencing", Self.cluster, .fail,
-            "nothing can prove that \(without.joined(separator: ", ")) is gone: no failover from there",
-            fix: "configure a fence agent for it, see Documentation/Fencing.md")
+            "nothing proves that a host is gone: no device for \(gaps.joined(separator: "; "))",
+            fix: "configure [[fence]] devices on every host, or a self-fence with a watchdog; see "
+                + "Documentation/Fencing.md")
     }
 
     // MARK: - A domain

@@ -43,7 +43,7 @@ package struct DoctorRules {
     private func hostChecks(_ name: String, _ survey: HostSurvey) -> [DoctorCheck] {
         [
             kernel(name, survey), ptrace(name, survey), kvm(name, survey), qemu(name, survey),
-            clock(name, survey), limits(name, survey),
+            clock(name, survey), limits(name, survey), realtime(name, survey),
         ] + pools(name, survey)
     }
 
@@ -64,6 +64,19 @@ package struct DoctorRules {
             "ptrace", name, .fail,
             "kernel.yama.ptrace_scope is \(survey.ptraceScope): nobody may enter QEMU",
             fix: "set kernel.yama.ptrace_scope=1 in /etc/sysctl.d, and reboot (3 stays until then)")
+    }
+
+    private func realtime(_ name: String, _ survey: HostSurvey) -> DoctorCheck {
+        guard let error = survey.realtimeError else {
+            return DoctorCheck("realtime", name, .pass, "heartbeats run before everything else")
+        }
+        return DoctorCheck(
+            "realtime", name, .warn,
+            "heartbeats get no real-time priority (\(error)): when all CPUs are taken, the host may be "
+                + "taken for dead",
+            fix:
+                "run ftvmd as root without CPU limits for real-time threads: a cgroup (v1) that has "
+                + "cpu.rt_runtime_us = 0 refuses them")
     }
 
     private func kvm(_ name: String, _ survey: HostSurvey) -> DoctorCheck {

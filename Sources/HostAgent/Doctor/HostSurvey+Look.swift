@@ -14,6 +14,9 @@ extension HostSurvey {
         let versions = try? await environment.libvirt.versions()
         survey.libvirtVersion = versions?.libvirt ?? ""
         survey.qemuVersion = versions?.qemu ?? ""
+        survey.canFence = Set(environment.cluster.fences.map(\.host.text)).sorted()
+        let selfFence = environment.cluster.selfFence
+        survey.fencesItself = selfFence.enabled && selfFence.watchdogPath != nil
         let pools = environment.pools
         let filled = survey
         return
@@ -38,6 +41,7 @@ extension HostSurvey {
         } catch {
             kernelError = "\(FtvmError(ours: error))"
         }
+        realtimeError = UrgentThread.refusal().map { String(cString: strerror($0)) }
         bootID = Self.text("/proc/sys/kernel/random/boot_id")
         ptraceScope = Int(Self.text("/proc/sys/kernel/yama/ptrace_scope")) ?? 0
         mappingsLimit = UInt64(Self.text("/proc/sys/vm/max_map_count")) ?? 0

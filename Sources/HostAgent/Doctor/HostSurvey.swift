@@ -39,6 +39,8 @@ package struct HostSurvey: Hashable, Sendable, Codable {
 
     /// Why tracking pages is not possible; nil: it is.
     package var kernelError: String?
+    /// Why heartbeats do not run before everything else; nil: they do.
+    package var realtimeError: String?
     /// The kernel's number for this boot: hosts that have the same one share a kernel.
     package var bootID = ""
     /// kernel.yama.ptrace_scope; 0 where the kernel does not restrict ptrace.
@@ -61,8 +63,10 @@ package struct HostSurvey: Hashable, Sendable, Codable {
     package var openFilesLimit: UInt64 = 0
     /// Mappings that a process may have.
     package var mappingsLimit: UInt64 = 0
-    /// Ways to fence this host from outside, as configured.
-    package var fenceMethods: [String] = []
+    /// The hosts that this one has a device to fence with, as configured here.
+    package var canFence: [String] = []
+    /// It ends its own guests when it is cut off, and others may count on that.
+    package var fencesItself = false
     /// Of the files that were asked for, those that this host does not have.
     package var missingFiles: [String] = []
     /// What it takes to serve protected disks and is not installed: nbdkit, our plugin for it.
