@@ -85,8 +85,11 @@ public final class ControlClient: ControlService {
         }
         return try await call(.post, path, body: body)
     }
-    public func disable(_ name: PairName) async throws(FtvmError) -> PairView {
-        try await call(.delete, ControlRoute.path(pair: name))
+    public func disable(
+        _ name: PairName, discardsState: Bool
+    ) async throws(FtvmError) -> PairView {
+        let query = discardsState ? "?\(ControlRoute.discardState)=true" : ""
+        return try await call(.delete, ControlRoute.path(pair: name) + query)
     }
     public func promote(_ name: PairName) async throws(FtvmError) -> PairView {
         try await call(.post, ControlRoute.promotePath(pair: name))

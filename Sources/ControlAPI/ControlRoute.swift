@@ -39,6 +39,8 @@ public enum ControlRoute {
 
     /// The parameter in the templates above.
     public static let nameParameter = "name"
+    /// `true` in the query of a DELETE of a pair: the state of a guest that cannot go on is given up.
+    public static let discardState = "discard-state"
 
     /// The largest request body that the daemon reads, in bytes.
     public static let requestBodyLimit = 64 * 1024

@@ -11,7 +11,8 @@ public protocol ControlService: Sendable {
     /// Starts to protect a domain and returns at once: the pair's state then tells how it goes.
     func enable(_ request: EnableRequest) async throws(FtvmError) -> PairView
     /// Starts to give the domain back to libvirt and returns at once; the pair is gone in the end.
-    func disable(_ name: PairName) async throws(FtvmError) -> PairView
+    /// - Parameter discardsState: the guest cannot go on, and what it had in memory is given up.
+    func disable(_ name: PairName, discardsState: Bool) async throws(FtvmError) -> PairView
     /// Asks for the secondary to become the primary and returns the pair as it was then.
     func promote(_ name: PairName) async throws(FtvmError) -> PairView
     /// Asks for a planned move and returns at once: `switchover`, later `lastSwitchover`, tell how it goes.

@@ -77,9 +77,11 @@ struct APIServer {
                 return await agent.view(of: try await agent.enable(wish))
             }
         }
-        router.delete(RouterPath(ControlRoute.pair)) { _, context in
+        router.delete(RouterPath(ControlRoute.pair)) { request, context in
             try await answer(.accepted) {
-                await agent.view(of: try await agent.disable(PairName(try name(context))))
+                let discards = request.uri.queryParameters[ControlRoute.discardState[...]] == "true"
+                let name = PairName(try name(context))
+                return await agent.view(of: try await agent.disable(name, discardsState: discards))
             }
         }
         router.post(RouterPath(ControlRoute.promotePair)) { _, context in

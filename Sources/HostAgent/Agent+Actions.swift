@@ -307,7 +307,7 @@ extension PairAction {
     fileprivate var claimedGeneration: Generation? {
         switch self {
         case .claimPromotion(let generation), .claimFenced(let generation, _),
-            .claimByHand(let generation):
+            .claimByHand(let generation), .giveUp(let generation):
             generation
         default: nil
         }

@@ -16,6 +16,7 @@ extension Agent {
         return PairSituation(
             pair: pair, record: record, me: host, hosts: hostViews(for: pair), local: local,
             primaryLock: lock, segmentPresent: segment != nil,
+            segmentGone: segment == nil && isGone(record?.segment),
             segmentPosition: segment?.position, fencing: cluster.fencing,
             claimIsFromBefore: record?.promoting == host && runtime.claimed != record?.generation)
     }
@@ -173,6 +174,17 @@ extension Agent {
         if let driver = runtime.driver { return driver.segment }
         guard let reference else { return nil }
         return try? environment.openSegment(reference, access: .read)
+    }
+
+    /// The pool is here, and the segment is not in it.
+    private func isGone(_ reference: SegmentReference?) -> Bool {
+        guard let reference, let pool = try? environment.pool(reference.pool) else { return false }
+        do {
+            _ = try pool.openSegment(name: reference.name, access: .read)
+            return false
+        } catch {
+            return FtvmError(ours: error).code == .notFound
+        }
     }
 
     /// The primary lock, and whether it is this host's QEMU of the pair that holds it.

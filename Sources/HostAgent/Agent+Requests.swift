@@ -204,8 +204,20 @@ extension Agent {
 
     // MARK: - Other wishes
 
-    func disable(_ name: PairName) async throws -> PairRecord {
-        let record = try await update(name) { $0.desired = .disabled }
+    /// - Parameter discardsState: the guest cannot go on, and its user gives its last state up.
+    /// - Throws: `failedPrecondition` when it runs, and nothing has to be given up.
+    func disable(_ name: PairName, discardsState: Bool = false) async throws -> PairRecord {
+        let record = try await update(name) { record throws(FtvmError) in
+            guard !discardsState || record.state == .failingOver else {
+                throw FtvmError(
+                    .failedPrecondition, "the state of \(name) need not be given up",
+                    cause: "the pair is \(record.state.rawValue), its primary on \(record.primary)",
+                    advice:
+                        "'ftvm disable \(name)' without --discard-state keeps its guest as it is")
+            }
+            record.desired = .disabled
+            record.discardsState = discardsState ? true : nil
+        }
         poke()
         return record
     }

@@ -77,6 +77,9 @@ public struct PairRecord: Hashable, Sendable, Codable {
     /// libvirt's UUID of the domain, lower case with dashes.
     public var uuid: String
     public var desired: DesiredState
+    /// With `desired` disabled: when the guest cannot go on, its last state need not be kept
+    /// (`ftvm disable --discard-state`). nil: it must.
+    public var discardsState: Bool?
     public var state: PairState
     /// Why the pair is in this state, for a user to read; empty when there is nothing to say.
     public var reason: String
@@ -111,6 +114,8 @@ public struct PairRecord: Hashable, Sendable, Codable {
     public var devices: SeenDevices?
     /// Whether libvirt kept the domain persistently before it was enabled.
     public var persistent: Bool
+    /// libvirt starts the domain with its host; goes with the definition. nil: not looked at yet.
+    public var autostart: Bool?
     /// Guest RAM in bytes.
     public var memoryBytes: UInt64
     /// What long work is doing now, for `ftvm enable` to show; nil when nothing is under way.
@@ -125,6 +130,7 @@ public struct PairRecord: Hashable, Sendable, Codable {
         self.name = name
         self.uuid = uuid
         self.desired = .protected
+        self.discardsState = nil
         self.state = .starting
         self.reason = ""
         self.generation = Generation(1)
@@ -144,6 +150,7 @@ public struct PairRecord: Hashable, Sendable, Codable {
         self.ramLayout = nil
         self.devices = nil
         self.persistent = persistent
+        self.autostart = nil
         self.memoryBytes = memoryBytes
         self.progress = nil
         self.lastError = nil

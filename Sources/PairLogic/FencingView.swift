@@ -56,7 +56,7 @@ package struct FencingView: Sendable, Hashable {
     ) -> Bool {
         let elsewhere = record.possibleHolders(besides: me).filter { !lockTells(of: $0) }
         switch action {
-        case .claimFenced: return elsewhere.allSatisfy { proves($0, record) }
+        case .claimFenced, .giveUp: return elsewhere.allSatisfy { proves($0, record) }
         case .claimPromotion: return elsewhere.isEmpty
         default: return true
         }
@@ -113,11 +113,13 @@ extension PairSituation {
     }
 
     /// Hosts that have to be fenced before this pair can go on: a failover is due, and the lock
-    /// tells nothing of them. Never one that is only suspect.
+    /// tells nothing of them, or went with the segment. Never one that is only suspect.
     package func fencesNeeded() -> [HostName] {
         guard let record, PairDecision.failoverIsDue(self, record) else { return [] }
         return record.possibleHolders(besides: me).filter {
-            !fencing.lockTells(of: $0) && !fencing.proves($0, record) && hosts[$0]?.state == .dead
+            ((segmentGone && record.isToBeGivenUp) || !fencing.lockTells(of: $0))
+                && !fencing.proves($0, record)
+                && hosts[$0]?.state == .dead
         }
     }
 }

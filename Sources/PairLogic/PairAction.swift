@@ -69,6 +69,9 @@ package enum PairAction: Sendable, Hashable {
     case claimFenced(Generation, FenceMethod)
     /// A user gives the old primary up: nothing is proven yet, and the promotion waits for it.
     case claimByHand(Generation)
+    /// The user gives the guest's last state up: nobody promotes any more, and this host removes what is left, under this
+    /// generation.
+    case giveUp(Generation)
     /// This host's QEMU of an older generation is gone, for whoever has claimed without a proof.
     case confirmPrimaryGone
     /// This host could not carry out the promotion that it claimed; its QEMU of the pair is gone.
@@ -76,6 +79,8 @@ package enum PairAction: Sendable, Hashable {
     case reportPromoted
     /// A promotion is due, but the old primary is not proven gone.
     case waitForFence(of: [HostName], reason: String)
+    /// A promotion is due, and nobody can begin it.
+    case reportStuck(reason: String)
     /// Say why things are as they are.
     case noteReason(String)
     case noteError(FtvmError)

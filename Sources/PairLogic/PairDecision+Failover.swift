@@ -59,13 +59,14 @@ extension PairDecision {
         let order = failoverOrder(situation, record)
         guard let candidate = order.candidates.first else {
             guard situation.isScribe(for: record) else { return [] }
-            return note("no host can go on from the segment: \(order.rejections)", record)
+            return stuck("no host can go on from the segment: \(order.rejections)", record)
         }
         guard candidate == situation.me else { return [] }
+        if record.isToBeGivenUp { return giveUp(situation, record) }
         // The agent's back-off after a failed try.
         if case .failed = situation.local.driver { return [] }
         guard situation.segmentPresent else {
-            return note("\(noSegment(situation, record).message)", record)
+            return stuck("\(noSegment(situation, record).message)\(PairReason.wayOut)", record)
         }
         guard let next = record.nextGeneration else {
             return note("its generations are used up: disable and enable it again", record)
@@ -88,10 +89,17 @@ extension PairDecision {
         }
     }
 
+    /// A failover is due, and cannot be begun.
+    private static func stuck(_ reason: String, _ record: PairRecord) -> [PairAction] {
+        record.state == .failingOver && record.reason == reason
+            ? [] : [.reportStuck(reason: reason)]
+    }
+
     /// What this host does with the promotion that it has claimed.
     static func promoting(_ situation: PairSituation, _ record: PairRecord) -> [PairAction] {
         let local = situation.local
         guard local.work == nil else { return [] }
+        if record.isToBeGivenUp, let actions = dropClaim(local) { return actions }
         let evidence = situation.evidence(record)
         let lock = evidence.lock
         if lock == .free, local.qemu == .none || local.qemu == .waiting,
@@ -156,7 +164,7 @@ extension PairDecision {
         }
     }
 
-    private static func waitForFence(
+    static func waitForFence(
         _ situation: PairSituation, _ record: PairRecord, _ evidence: PrimaryEvidence
     ) -> [PairAction] {
         // The lock was free when an ordinary claim was made, so a later holder is the claimant's

@@ -62,10 +62,10 @@ extension PairDecision {
             case .heldHere:
                 // ftvmd was restarted after the enabling was done and before it was reported.
                 return [.adoptPrimary]
-            case .unknown:
+            case .unknown where !situation.segmentGone:
                 return []
-            case .free, .held:
-                // An enabling under this generation that got as far as a segment, and whose QEMU is
+            case .free, .held, .unknown:
+                // The old segment was removed for a new one that was not made any more, or: an enabling under this generation that got as far as a segment, and whose QEMU is
                 // gone: no generation has two primaries, so begin another.
                 let isUsed =
                     situation.segmentPosition.map { $0.generation >= record.generation } ?? false

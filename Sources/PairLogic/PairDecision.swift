@@ -143,7 +143,7 @@ package enum PairDecision {
                 return [.startDisabling]
             }
             // Without an answer about the lock, the memory of this QEMU may still be the segment.
-            if situation.primaryLock == .unknown { return [] }
+            if situation.primaryLock == .unknown, !situation.segmentGone { return [] }
         case .waiting:
             return [.cleanUpStale(reason: PairReason.disabling)]
         case .none, .unknown:

@@ -82,6 +82,8 @@ package struct PairSituation: Sendable, Hashable {
     package var primaryLock: PrimaryLockState
     /// This host sees the segment's directory.
     package var segmentPresent: Bool
+    /// This host sees the pool, and the segment that the record names is not in it.
+    package var segmentGone: Bool
     /// What the segment's compare-and-swap word says; nil when it cannot be read.
     package var segmentPosition: SegmentPosition?
     /// What is known, beside the lock, of who is proven gone.
@@ -93,7 +95,8 @@ package struct PairSituation: Sendable, Hashable {
     package init(
         pair: PairName, record: PairRecord?, me: HostName, hosts: [HostName: HostView],
         local: LocalObservation, primaryLock: PrimaryLockState, segmentPresent: Bool,
-        segmentPosition: SegmentPosition?, fencing: FencingView = FencingView(),
+        segmentGone: Bool = false, segmentPosition: SegmentPosition?,
+        fencing: FencingView = FencingView(),
         claimIsFromBefore: Bool = false
     ) {
         self.pair = pair
@@ -103,6 +106,7 @@ package struct PairSituation: Sendable, Hashable {
         self.local = local
         self.primaryLock = primaryLock
         self.segmentPresent = segmentPresent
+        self.segmentGone = segmentGone
         self.segmentPosition = segmentPosition
         self.fencing = fencing
         self.claimIsFromBefore = claimIsFromBefore

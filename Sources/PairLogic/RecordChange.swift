@@ -116,7 +116,8 @@ extension PairAction {
         case .placeSecondary, .replaceSecondary, .reportSecondaryReady, .reportSecondaryLost:
             guard changeSecondary(of: &record, by: me, isPrimary, &event) else { return .outdated }
         case .reportPrimaryLost, .reportPrimaryRunning, .claimPromotion, .claimFenced, .claimByHand,
-            .confirmPrimaryGone, .releaseClaim, .reportPromoted, .waitForFence:
+            .giveUp, .confirmPrimaryGone, .releaseClaim, .reportPromoted, .waitForFence,
+            .reportStuck:
             guard changePrimary(of: &record, by: me, isPrimary, &event) else { return .outdated }
         }
         return .update(record, event)
@@ -267,6 +268,23 @@ extension PairAction {
             }
             event = .init(
                 .promotionStarted, "\(me) promotes \(name), generation \(generation)")
+        case .giveUp(let generation):
+            guard record.generation.number + 1 == generation.number, record.isToBeGivenUp else {
+                return false
+            }
+            record.generation = generation
+            record.primary = me
+            record.promoting = nil
+            record.primaryLost = false
+            record.primaryGone = nil
+            if record.secondary == me { record.secondary = nil }
+            record.secondaryReady = false
+            record.state = .disabled
+            record.reason = PairReason.givenUp.message
+            record.endSwitchover(.failed, record.reason)
+            event = .init(
+                .unprotected,
+                "\(name): what its guest had in memory is given up, as its user wished")
         case .releaseClaim(let error):
             guard record.promoting == me else { return false }
             record.promoting = nil
@@ -307,6 +325,14 @@ extension PairAction {
             record.state = .failingOver
             record.reason = PairReason.waiting(for: suspects, reason)
             event = .init(.waitingForFence, "\(name) is \(record.reason)")
+        case .reportStuck(let reason):
+            // Not against the primary's own word, like a wait for a fence.
+            guard record.isUnderProtection, record.promoting == nil,
+                record.state == .failingOver || !PairReason.isRefuted(record.reason)
+            else { return false }
+            record.state = .failingOver
+            record.reason = reason
+            event = .init(.failed, "\(name) cannot go on: \(reason)")
         default:
             preconditionFailure("not about the primary: \(self)")
         }
@@ -335,6 +361,11 @@ enum PairReason {
     static func devicesChanged(_ what: String) -> String {
         "its devices were changed (\(what)); it is enabled anew with them"
     }
+    static let givenUp = FtvmError(
+        .failedPrecondition, "the guest's last state is given up", cause: "its user has said so")
+    /// For a guest that cannot go on.
+    static let wayOut =
+        " ('ftvm disable --discard-state' ends the waiting, and what the guest had in memory)"
     static let disabling = "it is being given back to libvirt"
     static func replacing(_ old: HostName, by new: HostName) -> String {
         "\(new) makes the secondary, in the place of \(old)"

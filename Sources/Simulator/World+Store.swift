@@ -276,7 +276,7 @@ extension World {
                 }
                 switch action {
                 case .claimPromotion(let generation), .claimFenced(let generation, _),
-                    .claimByHand(let generation):
+                    .claimByHand(let generation), .giveUp(let generation):
                     agent.runtimes[pair].claimed = generation
                 default: break
                 }

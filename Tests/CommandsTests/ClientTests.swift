@@ -33,7 +33,7 @@ import Testing
                 request.method == "POST"
                     ? .init(202, Samples.pair(.starting)) : .init(200, [Samples.protectedPair()])
             case "/v1/pairs/my%20vm%2F%C3%BC": .init(200, Samples.protectedPair())
-            case "/v1/pairs/demo", "/v1/pairs/demo/promote":
+            case "/v1/pairs/demo", "/v1/pairs/demo?discard-state=true", "/v1/pairs/demo/promote":
                 .init(202, Samples.protectedPair())
             case "/v1/hosts": .init(200, Samples.hosts)
             case "/v1/events?limit=2&after=6&pair=a%26b": .init(200, Samples.events)
@@ -50,7 +50,10 @@ import Testing
                 domain: "demo", options: PairOptionsRequest(epochMaximumMilliseconds: 20))
             #expect(try await client.enable(request) == Samples.pair(.starting))
             #expect(try await client.promote(PairName("demo")) == Samples.protectedPair())
-            #expect(try await client.disable(PairName("demo")) == Samples.protectedPair())
+            for discards in [false, true] {
+                let pair = try await client.disable(PairName("demo"), discardsState: discards)
+                #expect(pair == Samples.protectedPair())
+            }
             #expect(try await client.hosts() == Samples.hosts)
             let query = EventQuery(after: 6, limit: 2, pair: PairName("a&b"))
             #expect(try await client.events(query) == Samples.events)
@@ -61,7 +64,11 @@ import Testing
         }
         #expect(
             server.requests.map(\.method) == [
-                "GET", "GET", "GET", "POST", "POST", "DELETE", "GET", "GET", "GET", "GET",
+                "GET", "GET", "GET", "POST", "POST", "DELETE", "DELETE", "GET", "GET", "GET", "GET",
+            ])
+        #expect(
+            server.requests.filter { $0.method == "DELETE" }.map(\.target) == [
+                "/v1/pairs/demo", "/v1/pairs/demo?discard-state=true",
             ])
     }
 

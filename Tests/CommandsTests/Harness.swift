@@ -77,8 +77,8 @@ final class ScriptedService: ControlService {
             return state.accepted
         }
     }
-    func disable(_ name: PairName) async throws(FtvmError) -> PairView {
-        try note("disable \(name)") { $0.accepted }
+    func disable(_ name: PairName, discardsState: Bool) async throws(FtvmError) -> PairView {
+        try note("disable \(name)\(discardsState ? ", discarding" : "")") { $0.accepted }
     }
     func promote(_ name: PairName) async throws(FtvmError) -> PairView {
         try note("promote \(name)") { $0.accepted }

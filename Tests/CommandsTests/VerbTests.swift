@@ -117,6 +117,18 @@ import Testing
         #expect(harness.service.calls == ["disable demo", "pair demo", "pair demo"])
     }
 
+    @Test func disableGivesAStateUpOnlyWhenAsked() async {
+        let harness = Harness(
+            state {
+                $0.accepted = .success(Samples.pair(.failingOver, desired: .disabled))
+                $0.pairAnswers = [.failure(FtvmError(.notFound, "there is no pair demo"))]
+            })
+        let outcome = await harness.run("disable", "demo", "--discard-state")
+        #expect(outcome.status == 0)
+        #expect(outcome.output.hasPrefix("demo is disabled, and shut off: 'ftvm events' tells"))
+        #expect(harness.service.calls == ["disable demo, discarding", "pair demo"])
+    }
+
     @Test func disableOfAnUnknownPairChangesNothing() async {
         let error = FtvmError(.notFound, "there is no pair demo", advice: "see 'ftvm list'")
         let harness = Harness(state { $0.accepted = .failure(error) })

@@ -76,6 +76,43 @@ extension EndToEnd {
             try await lab.expectNoLeak(pair)
         }
 
+        /// The segment is lost with the primary, as when the power of all hosts fails: nothing is left to go on from, and
+        /// the domain must be had back all the same.
+        @Test func aGuestThatCannotGoOnIsGivenUp() async throws {
+            let lab = try TestLab.here()
+            let (_, before) = try await lab.protectedDemo()
+            let refused = try await lab.attempt(["disable", TestLab.demo, "--discard-state"])
+            #expect(refused.status == 6)
+            #expect(refused.errorOutput.contains("need not be given up"))
+            let segment = try #require(before.segment)
+            // Lost at once: nobody else acts in between.
+            let others = lab.hosts.filter { $0 != before.primary }
+            for host in others { try await lab.freeze(host) }
+            try await lab.presentQEMU(before.primary).kill()
+            try FileManager.default.removeItem(
+                atPath: "\(lab.layout.pool)/segments/\(segment.name)")
+            for host in others { try await lab.thaw(host) }
+            _ = try await lab.pair("waiting for a segment that is gone") {
+                $0.state == .failingOver && $0.reason.contains("--discard-state")
+            }
+            let answer = try await lab.attempt(["disable", TestLab.demo, "--discard-state"])
+            try #require(answer.status == 0, "\(answer.errorOutput)")
+            // Shut off, known to libvirt in one place, and it starts like any other.
+            let home = try await eventually("one host has it") { () async throws -> HostName? in
+                var homes: [HostName] = []
+                for host in lab.hosts where try await lab.domains(host).contains(TestLab.demo) {
+                    homes.append(host)
+                }
+                return homes.count == 1 ? homes[0] : nil
+            }
+            for host in lab.hosts { #expect(try await lab.qemus(host).isEmpty) }
+            _ = try await lab.virsh(home, "start", TestLab.demo)
+            let guest = Guest(lab: lab, domain: GuestDomain())
+            _ = try await guest.connect(seconds: 90)
+            _ = try await lab.ftvm(PairView.self, "enable", TestLab.demo, on: home)
+            _ = try await lab.protected()
+        }
+
         /// A host that stands still cannot be told from a dead one, except by its lock. It must not be taken for dead.
         @Test func aFrozenHostIsNotReplacedWithoutProof() async throws {
             let lab = try TestLab.here()

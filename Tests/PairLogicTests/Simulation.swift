@@ -110,7 +110,11 @@ struct Simulation {
         if happens(faults.undrain) { world[name].isDrained = false }
         if happens(faults.askForDisable) {
             world.say("-- disable")
-            world.ask { $0.desired = .disabled }
+            if world.random.chance(300) {
+                world.discard()
+            } else {
+                world.ask { $0.desired = .disabled }
+            }
         }
         if happens(faults.enable), world.record == nil {
             world.say("-- enable")

@@ -118,6 +118,7 @@ private let allKinds = [
     "releaseClaim", "reportPromoted", "waitForFence",
     "awaitHandOver", "armSwitchover", "disarmSwitchover", "beginSwitchover", "replaceSecondary",
     "endSwitchover", "noteReason", "noteError", "declinePromotion", "beginDisable", "finishDisable",
+    "giveUp",
 ]
 
 /// 2 to 5 hosts.

@@ -183,6 +183,57 @@ enum Stories {
             protected: demo is protected: the secondary on h1 is ready
         = protected, generation 3, primary h2, secondary h1
         """,
+        "a guest that cannot go on is given up": """
+        > protected 2
+        = protected, generation 1, primary h1, secondary h2
+        > break h1
+        = protected, generation 1, primary h1, secondary h2
+        > break h2
+        = protected, generation 1, primary h1, secondary h2
+        > kill-qemu h2
+        h2: reportSecondaryLost(h2, reason: "the waiting QEMU on h2 has ended", error: nil)
+            secondary-lost: demo has lost its secondary on h2: the waiting QEMU on h2 has ended
+        h1: placeSecondary(on: h2)
+        h2: createSecondary
+        h2: reportSecondaryLost(h2, reason: "no room for a waiting QEMU", error: Optional(no room for a waiting QEMU))
+            secondary-lost: demo has lost its secondary on h2: no room for a waiting QEMU
+        h1: placeSecondary(on: h2)
+        h2: createSecondary
+        = need-secondary, generation 1, primary h1, secondary h2: h2 makes the secondary
+        > kill-qemu h1 ...
+        > steps 12
+        h1: reportPrimaryLost(reason: "its QEMU on h1 has ended")
+            primary-lost: demo has lost its primary on h1: its QEMU on h1 has ended
+        = failing-over, generation 1, primary h1, secondary h2: its QEMU on h1 has ended
+        > discard
+        h2: giveUp(2)
+            unprotected: demo: what its guest had in memory is given up, as its user wished
+        h2: finishDisable
+        = no pair; the domain runs on []
+        """,
+        "a guest whose segment is lost with its host is given up when that is back": """
+        > protected 2
+        = protected, generation 1, primary h1, secondary h2
+        > kill h1 ...
+        > lose-segment
+        h2: reportStuck(reason: "h2 does not see segment demo of pool ram0 (\\'ftvm disable --discard-state\\' ends the waiting, and what the guest had in memory)")
+            failed: demo cannot go on: h2 does not see segment demo of pool ram0 ('ftvm disable --discard-state' ends the waiting, and what the guest had in memory)
+        = failing-over, generation 1, primary h1, secondary h2: h2 does not see segment demo of pool ram0 ('ftvm disable --discard-state' ends the waiting, and what the guest had in memory)
+        > discard
+        h2: waitForFence(of: [h1], reason: "the primary lock cannot be asked for")
+            waiting-for-fence: demo is waiting for a fence of h1 (the primary lock cannot be asked for)
+        = failing-over, generation 1, primary h1, secondary h2: waiting for a fence of h1 (the primary lock cannot be asked for)
+        > start h1
+        h1: reportPrimaryLost(reason: "its QEMU on h1 has ended")
+            primary-lost: demo has lost its primary on h1: its QEMU on h1 has ended
+        h2: reportPrimaryRunning
+            outdated
+        h2: giveUp(2)
+            unprotected: demo: what its guest had in memory is given up, as its user wished
+        h2: cleanUpStale(reason: "it is being given back to libvirt")
+        h2: finishDisable
+        = no pair; the domain runs on []
+        """,
         "a frozen host is killed": """
         > protected 3
         = protected, generation 1, primary h1, secondary h2

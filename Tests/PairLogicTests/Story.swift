@@ -58,6 +58,10 @@ struct Story {
         case "drain": world[name].isDrained = true
         case "undrain": world[name].isDrained = false
         case "disable": world.ask { $0.desired = .disabled }
+        case "discard": world.discard()
+        case "lose-segment":
+            world.segment = nil
+            world.isSegmentLost = true
         case "steps":
             // Only so many rounds, to catch the agents in the middle of something.
             return run(rounds: Int(words[1]) ?? 0)

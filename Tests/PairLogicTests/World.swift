@@ -107,6 +107,8 @@ struct World {
     /// Grows with every change of the record.
     var revision = 0
     var segment: Segment?
+    /// Somebody has taken it away under a pair that needs it.
+    var isSegmentLost = false
     /// The QEMU that holds the primary lock.
     var lock: Int?
     var nextQEMU = 1
@@ -235,6 +237,15 @@ struct World {
         }
     }
 
+    /// A user gives the guest's state up; ftvmd refuses that while the guest may run.
+    mutating func discard() {
+        guard record?.state == .failingOver else { return }
+        ask {
+            $0.desired = .disabled
+            $0.discardsState = true
+        }
+    }
+
     /// A user asks for a switchover; nil: to the secondary.
     mutating func askForSwitchover(to wish: HostName? = nil, by: String = "ftvm switchover") {
         guard let present = record, present.refusal(ofSwitchoverTo: wish) == nil,
@@ -276,7 +287,9 @@ struct World {
                 check(record.secondary != record.primary, "secondary on the primary's host")
             }
             if record.state == .protected || record.state == .needSecondary {
-                check((segment?.epoch ?? 0) > 0, "\(record.state) without a committed segment")
+                check(
+                    (segment?.epoch ?? 0) > 0 || isSegmentLost,
+                    "\(record.state) without a committed segment")
             }
         }
     }

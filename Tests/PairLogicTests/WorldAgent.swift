@@ -78,6 +78,8 @@ extension World {
         if bug == .lockIgnored, lockState == .held { lockState = .free }
         // An agent that has just started reads before it decides.
         let view = agent.view ?? record
+        // The lock is a part of the segment.
+        if view?.segment != nil, segment == nil { lockState = .unknown }
         // The agent knows which process its driver drives: gone with it.
         var driver = agent.driver
         if driver == .running || driver == .enabling, agent.drives != host.qemu?.id {
@@ -89,6 +91,7 @@ extension World {
                 domainPresent: host.domainDefined, qemu: qemu, guestEnded: host.guestEnded,
                 driver: driver, work: agent.work),
             primaryLock: lockState, segmentPresent: segment != nil,
+            segmentGone: view?.segment != nil && segment == nil,
             segmentPosition: segment.map {
                 SegmentPosition(generation: $0.generation, epoch: Epoch($0.epoch))
             })
@@ -210,6 +213,10 @@ extension World {
         guard let present = bug == .noCompareAndSwap ? old ?? record : record else { return }
         if case .reportPrimaryLost = action {
             check(self[name].qemu?.generation == nil, "declared lost on \(name), but it is there")
+        }
+        if case .giveUp = action {
+            let holders = names.filter { self[$0].qemu?.generation != nil }
+            check(holders.isEmpty, "given up on \(name), while \(holders) may run it")
         }
         if action == .guestShutDown {
             // Ended, or ended and begun anew behind our back.
