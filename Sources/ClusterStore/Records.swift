@@ -16,6 +16,7 @@ package enum StoreKeys {
     package static let hosts = "hosts/"
     package static let maintenance = "maintenance/"
     package static let members = "members/"
+    package static let released = "released/"
     package static let drills = "drills/"
     package static func pair(_ name: PairName) -> String { pairs + name.text }
     package static func host(_ name: HostName) -> String { hosts + name.text }

@@ -29,6 +29,8 @@ public struct PairView: Hashable, Sendable, Codable {
     /// What became of the last planned move.
     public var lastSwitchover: SwitchoverOutcome?
     public var segment: SegmentReference?
+    /// libvirt is to start the domain with its host; nil: not looked at yet.
+    public var autostart: Bool?
     /// Guest RAM in bytes.
     public var memoryBytes: UInt64
     /// Page size of the segment in bytes; nil while there is no segment.
@@ -62,6 +64,7 @@ public struct PairView: Hashable, Sendable, Codable {
         self.switchover = record.switchover
         self.lastSwitchover = record.lastSwitchover
         self.segment = record.segment
+        self.autostart = record.autostart
         self.memoryBytes = record.memoryBytes
         self.pageSizeBytes = pageSizeBytes
         self.epochMaximumMilliseconds = record.options.epochMaximumMilliseconds

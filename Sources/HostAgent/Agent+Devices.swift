@@ -50,6 +50,7 @@ extension Agent {
         }
         let text = try await environment.libvirt.liveXML(.name(name.text))
         let lines = try DomainXML(text).deviceLines
+        if record.persistent { try await followAutostart(record) }
         guard let (present, _, same) = watchable(name), same === driver,
             present.generation == record.generation
         else { return }
@@ -65,6 +66,21 @@ extension Agent {
         let changes = DomainXML.changes(from: seen.lines, to: lines)
         guard !changes.isEmpty else { return }
         begin(.adapting, name) { try await self.adapt(name, changes) }
+    }
+
+    /// A user's choice for the domain, which is to be the same wherever its primary is. A promoted primary's new definition
+    /// has none until here; this comes before the generation's first devices are written.
+    private func followAutostart(_ record: PairRecord) async throws {
+        let identifier = DomainIdentifier.name(record.name.text)
+        let isSet = try await environment.libvirt.isAutostarted(identifier)
+        guard isSet != record.autostart else { return }
+        if let wish = record.autostart, record.devices?.generation != record.generation {
+            try await environment.libvirt.setAutostart(identifier, wish)
+        } else {
+            try await environment.pairs.update(record.name) { present in
+                if present.generation == record.generation { present.autostart = isSet }
+            }
+        }
     }
 
     /// Gives the guest back, as it runs; what follows from the record's state then enables it anew. If this ftvmd dies in

@@ -392,25 +392,8 @@ extension Agent {
             try await blocking { _ = try pool.removeSegment(name: reference.name) }
         }
         try await environment.store.delete(statisticsKey(name), expecting: .any)
+        try await noteReleased(record)
         await change(name, .finishDisable)
-    }
-
-    /// A pair's definition goes with its primary. One that stayed behind on a host that died, and came back, would be an
-    /// invitation to start the guest twice. Only ours goes: it carries the pair's facts.
-    func removeStaleDefinition(of name: PairName) async {
-        guard let record = records[name]?.record, record.primary != host, record.promoting == nil,
-            record.state == .protected || record.state == .needSecondary,
-            runtimes[name]?.work == nil
-        else { return }
-        let identifier = DomainIdentifier.name(name.text)
-        do {
-            let definition = try DomainXML(try await environment.libvirt.inactiveXML(identifier))
-            guard definition.pairFacts != nil, definition.uuid == record.uuid else { return }
-            try await environment.libvirt.undefine(identifier)
-            logger.notice("stale definition removed", metadata: ["pair": "\(name)"])
-        } catch {
-            logger.warning("stale definition stays", metadata: ["error": "\(error)"])
-        }
     }
 
     /// Writes the pair's facts, and the definition for the next start, where `virsh` shows them. For people: nothing

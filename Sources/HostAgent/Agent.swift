@@ -23,6 +23,9 @@ package actor Agent {
     /// The pairs as the store had them last, with their revisions.
     var records: [PairName: Versioned<PairRecord>] = [:]
     var recordsKnown = false
+    var hasStartedAfterBoot = false
+    /// Where domains went that are no pairs any more, by UUID; nil: to be read.
+    var released: [String: HostName]?
     /// The newest revision of a pair's record that was read or written here.
     private var newestRevision: UInt64 = 0
     var hostRecords: [HostName: HostRecord] = [:]
@@ -143,8 +146,14 @@ package actor Agent {
                     recentFailures.note(old: old.record, new: fresh.record, at: now)
                     if old.revision != fresh.revision { changed.append(fresh.record.name) }
                 }
+                let before = Set(records.keys)
                 records = Dictionary(
                     uniqueKeysWithValues: decoded.records.map { ($0.record.name, $0) })
+                if !recordsKnown || !before.isSubset(of: records.keys) {
+                    // Definitions may be leftovers now.
+                    released = nil
+                    lastHostReport = 0
+                }
                 recordsKnown = true
                 // A promotion may be due: these do not wait for the others' turn.
                 for name in changed { await look(at: name) }
@@ -253,6 +262,7 @@ package actor Agent {
     private func report() async {
         while !Task.isCancelled {
             await reportHost()
+            await startAfterBoot()
             await publishStatistics()
             try? await Task.sleep(for: .milliseconds(Self.tickMilliseconds))
         }
@@ -267,9 +277,7 @@ package actor Agent {
         lastHostReport = now
         do {
             let domains = try await environment.libvirt.listDomains()
-            for domain in domains where domain.state == DomainState.shutOff.rawValue {
-                await removeStaleDefinition(of: PairName(domain.name))
-            }
+            try await removeStaleDefinitions(domains)
             let versions = try await environment.libvirt.versions()
             let record = HostRecord(
                 name: host, incarnation: environment.incarnation,

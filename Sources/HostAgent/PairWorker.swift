@@ -279,7 +279,12 @@ struct PairWorker: Sendable {
 
     /// The domain as it was before it was enabled, as far as libvirt keeps it.
     func restoreDefinition(_ record: PairRecord) async throws {
-        if record.persistent { _ = try await libvirt.define(xml: record.domainXML) }
+        if record.persistent {
+            _ = try await libvirt.define(xml: record.domainXML)
+            if let autostart = record.autostart {
+                try await libvirt.setAutostart(.name(record.name.text), autostart)
+            }
+        }
         do {
             try await libvirt.removePairFacts(.name(record.name.text))
         } catch let error as FtvmError where error.code == .notFound {

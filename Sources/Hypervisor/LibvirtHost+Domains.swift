@@ -168,6 +168,23 @@ extension LibvirtHost {
         }
     }
 
+    /// Whether libvirt starts a defined domain with its host.
+    package func isAutostarted(_ domain: DomainIdentifier) async throws -> Bool {
+        try await use("ask for the autostart of", domain) { domain in
+            var flag: CInt = 0
+            try domain.check(
+                virDomainGetAutostart(domain.pointer, &flag), "ask for the autostart of")
+            return flag != 0
+        }
+    }
+
+    package func setAutostart(_ domain: DomainIdentifier, _ isWanted: Bool) async throws {
+        try await use("set the autostart of", domain) { domain in
+            let result = virDomainSetAutostart(domain.pointer, isWanted ? 1 : 0)
+            try domain.check(result, "set the autostart of")
+        }
+    }
+
     /// Starts a defined domain.
     package func start(_ domain: DomainIdentifier, paused: Bool = false) async throws {
         try await use(
