@@ -15,15 +15,19 @@ extension Lab {
         var record = LabRecord(
             specification: specification, hosts: makeHosts(specification), hugePagesBefore: nil,
             complete: false)
-        // The old number is written down before it changes: down restores it in any case.
-        if specification.hugePages > 0 { record.hugePagesBefore = try HugePages.total() }
         try record.write(layout)
         let lab = try Lab(layout: layout, record: record)
         try lab.makePool()
-        if let before = record.hugePagesBefore {
-            try HugePages.add(specification.hugePages, to: before)
-            record.hugePagesTaken = true
-            try record.write(layout)
+        if specification.hugePages > 0 {
+            try HugePages.alone {
+                // The old number is written down before it changes: down restores it in any case.
+                let before = try HugePages.total()
+                record.hugePagesBefore = before
+                try record.write(layout)
+                try HugePages.add(specification.hugePages, to: before)
+                record.hugePagesTaken = true
+                try record.write(layout)
+            }
             try lab.makeHugePool()
         }
         try lab.writeFiles()
@@ -138,13 +142,15 @@ extension Lab {
     /// was ended while it added, only the number before is known.
     private static func giveBackHugePages(_ record: LabRecord, layout: LabLayout) throws {
         guard let before = record.hugePagesBefore else { return }
-        let total = try HugePages.total()
-        let target = record.hugePagesTaken ? total - record.specification.hugePages : before
-        if target >= 0, target < total { try HugePages.set(target) }
-        // Written down before anything else can fail: never given back twice.
-        var settled = record
-        settled.hugePagesBefore = nil
-        settled.complete = false
-        try settled.write(layout)
+        try HugePages.alone {
+            let total = try HugePages.total()
+            let target = record.hugePagesTaken ? total - record.specification.hugePages : before
+            if target >= 0, target < total { try HugePages.set(target) }
+            // Written down before anything else can fail: never given back twice.
+            var settled = record
+            settled.hugePagesBefore = nil
+            settled.complete = false
+            try settled.write(layout)
+        }
     }
 }

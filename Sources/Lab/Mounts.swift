@@ -44,6 +44,17 @@ enum Mounts {
 enum HugePages {
     private static let directory = "/sys/kernel/mm/hugepages/hugepages-2048kB"
 
+    /// The number is the machine's: who reads it and then changes it keeps others away meanwhile, those too that use
+    /// flock(1) on the file.
+    static func alone<Value>(_ body: () throws -> Value) throws -> Value {
+        let path = "/proc/sys/vm/nr_hugepages"
+        let file = open(path, O_RDONLY | O_CLOEXEC)
+        guard file >= 0 else { throw systemFailure("cannot open \(path)", errno) }
+        defer { close(file) }
+        guard flock(file, LOCK_EX) == 0 else { throw systemFailure("cannot lock \(path)", errno) }
+        return try body()
+    }
+
     static func total() throws -> Int { try number("nr_hugepages") }
     static func free() throws -> Int { try number("free_hugepages") }
 
