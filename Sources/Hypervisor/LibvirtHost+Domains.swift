@@ -156,14 +156,17 @@ extension LibvirtHost {
     }
 
     /// Removes the persistent definition; a running domain becomes transient. The guest's UEFI
-    /// variables and TPM state stay on the host.
+    /// variables and TPM state stay on the host, and so does what is in snapshots; what this libvirt knows about those goes,
+    /// since it would keep the definition.
     package func undefine(_ domain: DomainIdentifier) async throws {
         try await use("undefine", domain) { domain in
-            let flags =
-                VIR_DOMAIN_UNDEFINE_KEEP_NVRAM.rawValue | VIR_DOMAIN_UNDEFINE_KEEP_TPM.rawValue
+            let plain =
+                VIR_DOMAIN_UNDEFINE_KEEP_NVRAM.rawValue
+                | VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA.rawValue
+                | VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA.rawValue
+            let flags = plain | VIR_DOMAIN_UNDEFINE_KEEP_TPM.rawValue
             if virDomainUndefineFlags(domain.pointer, flags) == 0 { return }
             // libvirt before 8.9 does not know the flag about the TPM.
-            let plain = VIR_DOMAIN_UNDEFINE_KEEP_NVRAM.rawValue
             try domain.check(virDomainUndefineFlags(domain.pointer, plain), "undefine")
         }
     }

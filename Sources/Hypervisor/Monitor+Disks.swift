@@ -1,3 +1,4 @@
+import Foundation
 import Model
 
 /// A node of QEMU's block layer (QMP `query-named-block-nodes`).
@@ -5,7 +6,8 @@ package struct BlockNode: Hashable, Sendable, Decodable {
     package let name: String
     /// raw, qcow2, file, nbd, ...
     package let driver: String
-    /// The file name of the lowest node below it.
+    /// The file name of the lowest node below it; `json:` with all options where a name cannot say them, as for an overlay
+    /// whose backing image was named when it was opened.
     package let file: String
 
     enum CodingKeys: String, CodingKey {
@@ -15,7 +17,15 @@ package struct BlockNode: Hashable, Sendable, Decodable {
     }
 
     /// What is read and written at the end is an NBD server.
-    var isServed: Bool { file.hasPrefix("nbd") }
+    package var isServed: Bool {
+        guard file.hasPrefix("json:") else { return file.hasPrefix("nbd") }
+        struct Options: Decodable {
+            struct File: Decodable { let driver: String }
+            let file: File
+        }
+        let options = try? JSONDecoder().decode(Options.self, from: Data(file.dropFirst(5).utf8))
+        return options?.file.driver == "nbd"
+    }
 }
 
 /// Exchanges what is below the format nodes of a QEMU's disks (QMP `blockdev-reopen`, since QEMU 6.1): the

@@ -32,6 +32,24 @@ package struct GuestDomain: Hashable, Sendable {
     package var memoryBacking: String?
     /// With what most guests have: USB tablet, balloon, a second console, the agent's channel, panic device.
     package var hasUsualDevices = false
+    /// Images that it is given as disks, which nothing in it uses.
+    package var disks: [Disk] = []
+    /// Its memory and CPUs are divided between so many NUMA cells; nil: there are none.
+    package var numaCells: Int?
+
+    package struct Disk: Hashable, Sendable {
+        package var path: String
+        /// `raw` or `qcow2`.
+        package var format: String
+        /// `virtio` or `scsi`.
+        package var bus: String
+
+        package init(path: String, format: String, bus: String) {
+            self.path = path
+            self.format = format
+            self.bus = bus
+        }
+    }
 
     package init() {}
 
@@ -68,6 +86,28 @@ package struct GuestDomain: Hashable, Sendable {
         if let memoryBacking {
             changes.append(
                 ("</memory>", "</memory>\n  <memoryBacking>\(memoryBacking)</memoryBacking>"))
+        }
+        if let numaCells {
+            precondition(vcpus >= numaCells && memoryMiB % numaCells == 0, "each cell has its part")
+            let cells = (0..<numaCells).map { cell in
+                let cpus = stride(from: cell, to: vcpus, by: numaCells).map(String.init)
+                return "<cell id='\(cell)' cpus='\(cpus.joined(separator: ","))' "
+                    + "memory='\(memoryMiB / numaCells)' unit='MiB'/>"
+            }
+            changes.append(
+                ("</features>", "</features>\n  <cpu><numa>\(cells.joined())</numa></cpu>"))
+        }
+        if !disks.isEmpty {
+            let letters = Array("abcdefgh")
+            var elements = disks.enumerated().map { index, disk in
+                "<disk type='file' device='disk'><driver name='qemu' type='\(disk.format)'/>"
+                    + "<source file='\(disk.path)'/><target dev='"
+                    + "\(disk.bus == "scsi" ? "sd" : "vd")\(letters[index])' bus='\(disk.bus)'/></disk>"
+            }
+            if disks.contains(where: { $0.bus == "scsi" }) {
+                elements.append("<controller type='scsi' model='virtio-scsi'/>")
+            }
+            changes.append(("<devices>", "<devices>\n    " + elements.joined()))
         }
         if let video {
             changes.append(
