@@ -12,16 +12,21 @@ enum Domains {
 
 /// One kind of domain, and the pool that it is protected in.
 struct Combination: Sendable, CustomTestStringConvertible {
-    var machine: String
-    var usesUEFI: Bool
+    var machine = "pc"
+    var usesUEFI = false
     var vcpus: Int
-    var usesHugePages: Bool
+    var usesHugePages = false
     var cards: Int
     var video: String?
+    /// Bus and format of a disk; nil: it has none.
+    var disk: (bus: String, format: String)?
+    var numaCells: Int?
 
     var testDescription: String {
         "\(machine), \(usesUEFI ? "UEFI" : "BIOS"), \(vcpus) vCPU, "
-            + "\(usesHugePages ? "2 MiB" : "4 KiB"), \(cards) NIC, \(video ?? "no screen")"
+            + "\(usesHugePages ? "2 MiB" : "4 KiB"), \(cards) NIC, \(video ?? "no screen"), "
+            + (disk.map { "\($0.bus) \($0.format)" } ?? "no disk")
+            + (numaCells.map { ", \($0) NUMA cells" } ?? "")
     }
 
     var domain: GuestDomain {
@@ -32,6 +37,7 @@ struct Combination: Sendable, CustomTestStringConvertible {
         domain.hasSecondCard = cards > 1
         domain.video = video
         domain.hasUsualDevices = true
+        domain.numaCells = numaCells
         return domain
     }
 
@@ -40,24 +46,29 @@ struct Combination: Sendable, CustomTestStringConvertible {
     /// Nearly every value of everything is in one of these; one CPU and no screen have all other suites.
     private static let few = [
         Combination(
-            machine: "pc", usesUEFI: false, vcpus: 4, usesHugePages: false, cards: 2, video: "vga"),
+            machine: "pc", usesUEFI: false, vcpus: 4, usesHugePages: false, cards: 2, video: "vga",
+            numaCells: 2),
         Combination(
             machine: "q35", usesUEFI: true, vcpus: 2, usesHugePages: true, cards: 1,
-            video: "virtio"),
+            video: "virtio", disk: ("scsi", "qcow2")),
     ]
 
-    /// 24: all machines, firmwares and pages, each with three kinds of screen, number of CPUs and cards.
+    /// 24: all machines, firmwares and pages, each with three kinds of screen, number of CPUs, cards, disk and NUMA.
     private static var all: [Combination] {
-        let kinds: [(Int, Int, String?)] = [(1, 1, "vga"), (2, 2, nil), (4, 1, "virtio")]
+        let kinds: [Combination] = [
+            Combination(vcpus: 1, cards: 1, video: "vga", disk: ("virtio", "raw")),
+            Combination(vcpus: 2, cards: 2, video: nil, numaCells: 2),
+            Combination(vcpus: 4, cards: 1, video: "virtio", disk: ("scsi", "qcow2")),
+        ]
         var all: [Combination] = []
         for machine in ["pc", "q35"] {
             for usesUEFI in [false, true] {
                 for usesHugePages in [false, true] {
-                    for (vcpus, cards, video) in kinds {
-                        all.append(
-                            Combination(
-                                machine: machine, usesUEFI: usesUEFI, vcpus: vcpus,
-                                usesHugePages: usesHugePages, cards: cards, video: video))
+                    for var kind in kinds {
+                        kind.machine = machine
+                        kind.usesUEFI = usesUEFI
+                        kind.usesHugePages = usesHugePages
+                        all.append(kind)
                     }
                 }
             }

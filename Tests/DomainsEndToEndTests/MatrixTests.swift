@@ -7,7 +7,7 @@ import Model
 import Testing
 
 extension Domains {
-    @Suite(.lab(LabShape(hugePages: 260)), .keepingLogs)
+    @Suite(.lab(LabShape(hugePages: 420)), .keepingLogs)
     struct Matrix {
         @Test(arguments: Combination.chosen)
         func aDomainOfThisKind(_ kind: Combination) async throws {
@@ -19,10 +19,16 @@ extension Domains {
                     "ip", "address", "replace", "10.78.0.1/24", "dev", "lab0",
                 ])
             }
-            let original = try await lab.define(kind.domain, on: home)
-            let guest = try await lab.runDemo(kind.domain, on: home)
-            var addresses = ["--address", kind.domain.address]
-            if kind.cards > 1 { addresses += ["--second-address", kind.domain.secondAddress] }
+            var domain = kind.domain
+            let images = "/var/tmp/ftvm-matrix-\(lab.layout.name)"
+            defer { try? FileManager.default.removeItem(atPath: images) }
+            if let disk = kind.disk {
+                domain.disks = [try await Self.makeDisk(disk.bus, disk.format, in: images)]
+            }
+            let original = try await lab.define(domain, on: home)
+            let guest = try await lab.runDemo(domain, on: home)
+            var addresses = ["--address", domain.address]
+            if kind.cards > 1 { addresses += ["--second-address", domain.secondAddress] }
             let numbers = try ClientProcess(
                 lab, ["counter", "--connections", "4"] + addresses, seconds: 600)
             try await numbers.goesOn()
@@ -73,6 +79,18 @@ extension Domains {
             let given = try await lab.virsh(pair.primary, "dumpxml", "--inactive", TestLab.demo)
             expectSame(given, try await lab.define(xml: original, on: pair.primary))
             try await lab.removeDemo()
+        }
+
+        /// On storage that all hosts of a lab reach.
+        private static func makeDisk(
+            _ bus: String, _ format: String, in directory: String
+        ) async throws -> GuestDomain.Disk {
+            try FileManager.default.createDirectory(
+                atPath: directory, withIntermediateDirectories: true,
+                attributes: [.posixPermissions: 0o755])
+            let path = "\(directory)/disk.\(format)"
+            _ = try await Command.succeed(["qemu-img", "create", "-q", "-f", format, path, "64M"])
+            return GuestDomain.Disk(path: path, format: format, bus: bus)
         }
     }
 }

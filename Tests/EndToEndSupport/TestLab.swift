@@ -199,7 +199,7 @@ package final class TestLab: Sendable {
         try await virsh(host, arguments)
     }
 
-    private func virsh(_ host: HostName, _ arguments: [String]) async throws -> String {
+    package func virsh(_ host: HostName, _ arguments: [String]) async throws -> String {
         try await Command.succeed(["virsh", "-q", "-c", layout.libvirtURI(of: host)] + arguments)
     }
 
