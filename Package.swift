@@ -180,7 +180,8 @@ let package = Package(
         .testTarget(
             name: "ProtectionTests",
             dependencies: [
-                "GuestSupport", "Protection", "Injection", "Hypervisor", "MemoryPool", "Model",
+                "GuestSupport", "Protection", "DiskLog", "Injection", "Hypervisor", "MemoryPool",
+                "Model",
                 "Fencing", "CLinux",
             ],
             swiftSettings: strict),

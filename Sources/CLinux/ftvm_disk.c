@@ -57,6 +57,10 @@ int ftvm_disk_synchronize(int descriptor) {
     return 0;
 }
 
+int ftvm_disk_begin_writeback(int descriptor) {
+    return sync_file_range(descriptor, 0, 0, SYNC_FILE_RANGE_WRITE) == 0 ? 0 : -errno;
+}
+
 int ftvm_disk_forget_cache(int descriptor) {
     struct stat status;
     if (fstat(descriptor, &status) != 0) return -errno;

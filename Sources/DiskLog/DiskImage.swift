@@ -10,6 +10,8 @@ package protocol DiskImage: AnyObject, Sendable {
     func write(_ pieces: UnsafeMutableBufferPointer<iovec>, at offset: UInt64) -> Int32
     /// Makes a range read as zeroes; `punch` gives its storage back.
     func zero(at offset: UInt64, bytes: UInt64, punch: Bool) -> Int32
+    /// Has the storage begin with what was written. Promises nothing: only `synchronize` does.
+    func beginWriteback()
     /// Brings everything that was written onto stable storage.
     func synchronize() -> Int32
     /// Forgets what may be cached of another host's writes.
@@ -133,6 +135,9 @@ package final class FileImage: DiskImage {
             return 0
         }
     }
+
+    /// An error of it is one that `synchronize` reports.
+    package func beginWriteback() { _ = ftvm_disk_begin_writeback(descriptor) }
 
     package func synchronize() -> Int32 { ftvm_disk_synchronize(descriptor) }
 

@@ -16,7 +16,7 @@ extension DiskServer {
             if state == .waiting { return 0 }
             if state == .active, lastKind == .flush, canJoinMarker(disk) { return 0 }
         }
-        let admitted = admit(room)
+        let admitted = admit(room, disk)
         if admitted != 0 { return admitted }
         var record = LogRecord(
             sequence: head, generation: generation, offset: offset, length: length,
@@ -89,7 +89,7 @@ extension DiskServer {
     }
 
     /// Waits until there is room, with `appending` held. 0, or why there will be none.
-    private func admit(_ room: UInt64) -> Int32 {
+    private func admit(_ room: UInt64, _ disk: Int) -> Int32 {
         var heldSince: UInt64 = 0
         defer {
             if heldSince != 0 {
@@ -116,7 +116,12 @@ extension DiskServer {
                 return fits ? 0 : -ENOSPC
             }
             let failure = log[.failure]
-            if failure != 0 { return -Int32(truncatingIfNeeded: failure & 0xffff_ffff) }
+            if failure != 0 {
+                // Its own error for the disk whose image it is. The guest must not hear of it from a sound disk, whose
+                // requests QEMU keeps while the guest stands still (werror).
+                return Int(failure >> 32) == disk + 1
+                    ? -Int32(truncatingIfNeeded: failure & 0xffff_ffff) : -ENOSPC
+            }
             if heldSince == 0 {
                 heldSince = max(ftvm_disk_now(), 1)
                 log.add(1, to: .heldNow)

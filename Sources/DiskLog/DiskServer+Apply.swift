@@ -99,7 +99,7 @@ extension DiskServer {
     }
 
     /// Notes what is in the images, and forgets it here.
-    private func finish(_ group: Group, _ maps: [ExtentMap]) {
+    func finish(_ group: RecordGroup, _ maps: [ExtentMap]) {
         FaultPoint.reached("disklog.apply.synced")
         log.raise(.applied, to: group.end)
         FaultPoint.reached("disklog.apply.noted")
@@ -112,12 +112,14 @@ extension DiskServer {
     }
 
     private func isDue(_ start: UInt64) -> Bool {
-        if log.flushed > start || fullness >= 4 { return true }
+        if log.flushed > start || log.usedBytes >= settings.groupBytes || fullness >= 4 {
+            return true
+        }
         return ftvm_disk_now() - log[.waitingSince]
             >= UInt64(settings.lazyMilliseconds) * 1_000_000
     }
 
-    private func failed(_ result: Int32, _ disk: Int) -> Application {
+    func failed(_ result: Int32, _ disk: Int) -> Application {
         log[.failure] = UInt64(disk + 1) << 32 | UInt64(UInt32(bitPattern: -result))
         log.add(1, to: .failures)
         failedAt = ftvm_disk_now()
@@ -132,13 +134,13 @@ extension DiskServer {
 
 // MARK: - Groups
 
-private struct Trouble: Error {
+struct ImageTrouble: Error {
     var result: Int32
     var disk: Int
 }
 
 /// Records that may reach the image in any order.
-private struct Group {
+struct RecordGroup {
     var end: UInt64
     var dataEnd: UInt64
     var bytes: UInt64 = 0
@@ -148,17 +150,20 @@ private struct Group {
 extension DiskServer {
     /// Merges the records from `start` on, up to the first flush marker behind a write and with the
     /// markers that follow it.
-    private func collectGroup(
-        from start: UInt64, to limit: UInt64, bytes: UInt64 = .max, into maps: [ExtentMap]
-    ) -> Result<Group, Trouble> {
+    ///
+    /// - Parameter isVerified: their data have been looked at just now.
+    func collectGroup(
+        from start: UInt64, to limit: UInt64, bytes: UInt64 = .max, into maps: [ExtentMap],
+        isVerified: Bool = false
+    ) -> Result<RecordGroup, ImageTrouble> {
         for map in maps { map.removeAll() }
-        var group = Group(end: start, dataEnd: 0)
+        var group = RecordGroup(end: start, dataEnd: 0)
         var isComplete = false
         while group.end < limit, group.bytes < min(bytes, settings.groupBytes),
             group.end - start < settings.groupRecords
         {
             guard let record = log.record(group.end), record.generation <= generation else {
-                return .failure(Trouble(result: -EBADMSG, disk: -1))
+                return .failure(ImageTrouble(result: -EBADMSG, disk: -1))
             }
             if isComplete, record.kind != .flush { break }
             group.dataEnd = record.dataPosition + record.dataBytes
@@ -168,8 +173,11 @@ extension DiskServer {
                 continue
             }
             if record.kind == .write {
-                guard log.hasIntactData(record) || PlantedBug.active == .ignoresDamage else {
-                    return .failure(Trouble(result: -EBADMSG, disk: record.disk))
+                guard
+                    isVerified || log.hasIntactData(record)
+                        || PlantedBug.active == .ignoresDamage
+                else {
+                    return .failure(ImageTrouble(result: -EBADMSG, disk: record.disk))
                 }
                 group.bytes += record.length
             }
@@ -190,11 +198,12 @@ extension DiskServer {
     }
 
     /// Writes the merged group: what follows one another on the disk goes out in one call.
-    private func writeGroup() -> Trouble? {
+    func writeGroup() -> ImageTrouble? {
         for (disk, map) in groups.enumerated() where map.count > 0 {
             var result: Int32 = 0
             var start: UInt64 = 0
             var end: UInt64 = 0
+            var unbegun: UInt64 = 0
             pieces.removeAll(keepingCapacity: true)
             map.forEach(0, .max) { extent in
                 guard result == 0 else { return }
@@ -217,9 +226,16 @@ extension DiskServer {
                         iov_base: log.data + Int(extent.source),
                         iov_len: Int(extent.end - extent.start)))
                 end = extent.end
+                unbegun += extent.end - extent.start
+                guard unbegun >= settings.writebackBytes else { return }
+                unbegun = 0
+                result = writePieces(disk, at: start)
+                if result == 0 { images[disk].beginWriteback() }
+                hasBegunWriteback = true
+                FaultPoint.reached("disklog.apply.writing-back")
             }
             if result == 0, !pieces.isEmpty { result = writePieces(disk, at: start) }
-            if result != 0 { return Trouble(result: result, disk: disk) }
+            if result != 0 { return ImageTrouble(result: result, disk: disk) }
         }
         return nil
     }
@@ -231,7 +247,7 @@ extension DiskServer {
         return result
     }
 
-    private func synchronize(_ maps: [ExtentMap], _ end: UInt64) -> Trouble? {
+    func synchronize(_ maps: [ExtentMap], _ end: UInt64) -> ImageTrouble? {
         if PlantedBug.active == .appliedBeforeSync { log.raise(.applied, to: end) }
         FaultPoint.reached("disklog.apply.all-written")
         for (disk, map) in maps.enumerated() where map.count > 0 {
@@ -240,8 +256,12 @@ extension DiskServer {
             {
                 continue
             }
+            if PlantedBug.active == .trustsWriteback, hasBegunWriteback {
+                hasBegunWriteback = false
+                continue
+            }
             let result = images[disk].synchronize()
-            if result != 0 { return Trouble(result: result, disk: disk) }
+            if result != 0 { return ImageTrouble(result: result, disk: disk) }
             log.add(1, to: .syncs)
             FaultPoint.reached("disklog.apply.one-synced")
         }
@@ -250,7 +270,7 @@ extension DiskServer {
 
     /// Takes the group out of the index; newer writes to the same bytes stay. In slices, so that
     /// nobody waits long.
-    private func forget(_ group: Group, _ maps: [ExtentMap]) {
+    private func forget(_ group: RecordGroup, _ maps: [ExtentMap]) {
         let below = PlantedBug.active == .forgetsNewer ? UInt64.max : group.end
         for (disk, map) in maps.enumerated() where map.count > 0 {
             var position: UInt64 = 0
@@ -272,122 +292,5 @@ extension DiskServer {
                 }
             }
         }
-    }
-}
-
-// MARK: - Batches
-
-extension DiskServer {
-    /// A plugin that was killed may have left a batch half in the images. Applying its groups once
-    /// more, one after the other, would take the images back through states that no power cut could
-    /// leave: the batch is brought in whole, and counts as applied.
-    private func replayJournal() -> Trouble? {
-        guard let journal else {
-            hasReplayed = true
-            return nil
-        }
-        do {
-            try journal.settle()
-            if let batch = try journal.batch() {
-                try journal.apply(batch) { name in
-                    // The disks are the log's own: `activate` has compared the identities.
-                    guard let index = log.disks.firstIndex(where: { $0.name == name }) else {
-                        throw FtvmError(.internalError, "no disk '\(name)'")
-                    }
-                    return images[index]
-                }
-                FaultPoint.reached("disklog.journal.replayed")
-                if batch.end > log.applied { finishReplay(batch.end) }
-            }
-        } catch {
-            return Trouble(result: -EIO, disk: -1)
-        }
-        hasReplayed = true
-        return nil
-    }
-
-    private func finishReplay(_ end: UInt64) {
-        log.raise(.applied, to: end)
-        FaultPoint.reached("disklog.journal.noted")
-        indexLock.write {
-            for index in indexes { index.remove(0, .max, below: end) }
-        }
-        // Of a record there is only where its data begin; behind the last one the end is known.
-        free(below: end, dataEnd: end < log.head ? log.record(end)?.dataPosition ?? 0 : 0)
-    }
-
-    /// All is applied: the images alone are enough again.
-    private func settleJournal() -> Application {
-        guard let journal, journal.isValid, PlantedBug.active != .staleJournal else { return .idle }
-        let result = journal.clear()
-        return result == 0 ? .idle : failed(result, -1)
-    }
-
-    /// Several groups, when so many wait that one batch through the journal is cheaper. nil: apply
-    /// the next group by itself.
-    private func applyBatch(from start: UInt64, to limit: UInt64) -> Application? {
-        guard let journal else { return nil }
-        for map in batchMaps { map.removeAll() }
-        var batch = Group(end: start, dataEnd: 0)
-        var ends: [UInt64] = []
-        while batch.end < limit, batch.bytes < journal.limits.dataBytes,
-            batchMaps.reduce(0, { $0 + $1.count }) < journal.limits.entries / 2,
-            batch.end - start < settings.groupRecords
-        {
-            let end: UInt64
-            let left = journal.limits.dataBytes - batch.bytes
-            switch collectGroup(from: batch.end, to: limit, bytes: left, into: groups) {
-            case .failure(let trouble):
-                if ends.isEmpty { return failed(trouble.result, trouble.disk) }
-                end = batch.end
-            case .success(let group):
-                // A group that was cut off at `limit` or by its size is one all the same.
-                batch.dataEnd = group.dataEnd
-                batch.bytes += group.bytes
-                batch.hasWrites = batch.hasWrites || group.hasWrites
-                end = group.end
-            }
-            if end == batch.end { break }
-            for (disk, map) in groups.enumerated() {
-                map.forEach(0, .max) { batchMaps[disk].insert($0) }
-            }
-            batch.end = end
-            ends.append(end)
-        }
-        guard ends.count >= settings.batchGroups else { return nil }
-        FaultPoint.reached("disklog.batch.collected")
-        var entries: [DiskJournal.Entry] = []
-        for (disk, map) in batchMaps.enumerated() {
-            map.forEach(0, .max) { entries.append(DiskJournal.Entry(disk: disk, extent: $0)) }
-        }
-        guard entries.count <= journal.limits.entries else { return nil }
-        let result = journal.write(entries, of: log, batch: start..<batch.end)
-        if result != 0 { return failed(result, -1) }
-        log.add(1, to: .syncs)
-        return writeBatch(batch, from: start, ends)
-    }
-
-    /// Group by group, so that the images by themselves are no worse than after a power cut, should only
-    /// the processes die; one sync at the end.
-    private func writeBatch(_ batch: Group, from start: UInt64, _ ends: [UInt64]) -> Application {
-        var position = start
-        for end in ends {
-            switch collectGroup(from: position, to: end, into: groups) {
-            case .failure(let trouble): return failed(trouble.result, trouble.disk)
-            case .success(let group): precondition(group.end == end, "the same group again")
-            }
-            if let trouble = writeGroup() { return failed(trouble.result, trouble.disk) }
-            position = end
-        }
-        // Stable since the journal was synced. Said only now, so that what a client is told of is also in
-        // the images by themselves, should only the processes die.
-        log.raise(.durable, to: batch.end)
-        FaultPoint.reached("disklog.batch.durable")
-        notify?(.durable)
-        if let trouble = synchronize(batchMaps, batch.end) {
-            return failed(trouble.result, trouble.disk)
-        }
-        finish(batch, batchMaps)
-        return .applied
     }
 }

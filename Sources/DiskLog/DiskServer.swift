@@ -15,8 +15,8 @@ package final class DiskServer: @unchecked Sendable {
     package enum State: Sendable { case waiting, active, ended }
 
     package struct Settings: Sendable {
-        /// A group is hurried when a marker waits for it, when it is as old as this, or when a quarter
-        /// of the log is in use.
+        /// A group is hurried when a marker waits for it, when it is as old as this, or when as much waits
+        /// as a group may be, or a quarter of the log.
         package var lazyMilliseconds = 200
         /// How often the generation is looked at when nobody rings: a promotion waits for the old server to notice.
         package var lookMilliseconds = 10
@@ -27,6 +27,11 @@ package final class DiskServer: @unchecked Sendable {
         /// From so many groups on a batch goes through the journal, if there is one: it costs two
         /// syncs, and each group by itself one.
         package var batchGroups = 3
+        /// A batch writes its data twice. For each sync that it saves they may be so much.
+        package var batchBytes: UInt64 = 1 << 20
+        /// The storage is told to begin after so many bytes of a group, and writes while the rest is copied:
+        /// the sync finds little left to do.
+        package var writebackBytes: UInt64 = 4 << 20
         /// Whether a thread of its own applies; tests apply by hand.
         package var appliesByItself = true
         package init() {}
@@ -69,6 +74,7 @@ package final class DiskServer: @unchecked Sendable {
     let groups: [ExtentMap]
     let batchMaps: [ExtentMap]
     @exclusivity(unchecked) var pieces: [iovec] = []
+    @exclusivity(unchecked) var hasBegunWriteback = false
     /// When an image last refused; monotonic nanoseconds.
     @exclusivity(unchecked) var failedAt: UInt64 = 0
 

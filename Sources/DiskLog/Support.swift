@@ -34,6 +34,8 @@ package enum PlantedBug: String, CaseIterable, Sendable {
     case mergesAcrossFlush
     /// Syncs the last disk of a group only.
     case syncsOneDisk
+    /// Takes what the storage has begun to write for stable.
+    case trustsWriteback
     /// Of several writes to a block in one group the first wins.
     case oldestWins
     /// Answers before the record is in the log.

@@ -48,25 +48,29 @@ extension Agent {
     private func noteSettled(_ name: PairName) { runtime(of: name).isSettled = true }
 
     /// After a loss of everything: a pair whose segment is gone may have left a journal beside its images, which lack what is
-    /// in it.
+    /// in it. The images' storage is asked only then.
     private func replayJournals() async {
+        var present: [PoolName: Set<String>] = [:]
         for record in records.values.map(\.record) {
             guard let reference = record.segment, runtime(of: record.name).work == nil,
                 runtimes[record.name]?.driver == nil,
-                let disks = try? DomainXML(record.domainXML).guestDisks,
-                let journal = DiskImages.journalPath(disks), access(journal, F_OK) == 0
+                runtime(of: record.name).journalPath(of: record) != nil
             else { continue }
-            do {
-                _ = try environment.openSegment(reference, access: .read)
-            } catch let error as FtvmError where error.code == .notFound {
-                do {
-                    _ = try await worker.settleDisks(record)
-                } catch {
-                    logger.warning(
-                        "cannot replay a disk journal",
-                        metadata: ["pair": "\(record.name)", "error": "\(error)"])
+            if present[reference.pool] == nil {
+                // A pool that this host does not see may have it all.
+                guard let names = try? environment.pool(reference.pool).segmentNames() else {
+                    continue
                 }
-            } catch {}
+                present[reference.pool] = Set(names)
+            }
+            guard present[reference.pool]?.contains(reference.name) == false else { continue }
+            do {
+                _ = try await worker.settleDisks(record)
+            } catch {
+                logger.warning(
+                    "cannot replay a disk journal",
+                    metadata: ["pair": "\(record.name)", "error": "\(error)"])
+            }
         }
     }
 

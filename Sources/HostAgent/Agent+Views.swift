@@ -64,6 +64,7 @@ extension Agent {
                 runtime.failure = failure
                 emit(.failed, "a commit of \(name) failed: \(failure)", pair: name)
             }
+            tell(ofDisks: driver.disks?.trouble, of: name, runtime)
             guard
                 let data = try? ControlJSON.encode(
                     EpochStatistics(
@@ -77,12 +78,26 @@ extension Agent {
         }
     }
 
+    private func tell(
+        ofDisks trouble: FtvmError?, of name: PairName, _ runtime: PairRuntime
+    ) {
+        guard trouble != runtime.diskTrouble else { return }
+        runtime.diskTrouble = trouble
+        emit(
+            .disks,
+            trouble.map { "disks of \(name): \($0)" }
+                ?? "disks of \(name): what the guest writes reaches its images again",
+            pair: name)
+    }
+
     private func diskFigures(_ driver: PrimaryDriver, of name: PairName) -> DiskStatistics? {
         guard let status = driver.disks?.log.status else { return nil }
         let runtime = runtime(of: name)
         runtime.diskRate.note(
             applied: status.appliedBytes, at: MonotonicClock.nowNanoseconds())
-        return DiskStatistics(status, bytesPerSecond: runtime.diskRate.bytesPerSecond)
+        var figures = DiskStatistics(status, bytesPerSecond: runtime.diskRate.bytesPerSecond)
+        figures.failure = figures.failure ?? driver.disks?.serverFailure?.description
+        return figures
     }
 
     // MARK: - Hosts, events, pools

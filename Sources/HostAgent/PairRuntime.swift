@@ -20,6 +20,10 @@ final class PairRuntime {
     var watch: ProcessWatch?
     /// The guest has ended, and its disks have everything.
     var isSettled = false
+    /// What of its disks was told last; nil: all is well.
+    var diskTrouble: FtvmError?
+    /// Where the disks of a domain's XML have their journal: parsed once for each XML.
+    private var journal: (xml: String, path: String?)?
     /// How fast the primary's disk log is applied.
     var diskRate = DiskRate()
     /// Somebody asks its QEMU whether it still answers.
@@ -48,6 +52,15 @@ final class PairRuntime {
     var failure: FtvmError?
     private(set) var retryAtNanoseconds: UInt64 = 0
     private var failuresInARow: UInt64 = 0
+
+    /// Where the pair's disks have their journal; nil: nowhere.
+    func journalPath(of record: PairRecord) -> String? {
+        if let journal, journal.xml == record.domainXML { return journal.path }
+        let disks = (try? DomainXML(record.domainXML).guestDisks) ?? []
+        let path = DiskImages.journalPath(disks)
+        journal = (record.domainXML, path)
+        return path
+    }
 
     struct WatchedDevices {
         var lines: [String]

@@ -26,6 +26,8 @@ public struct ClusterEvent: Hashable, Sendable, Codable {
         case maintenance
         /// A drill began or ended.
         case drill
+        /// What the guest writes does not reach its disk images, or does so again.
+        case disks
         case refused
         case failed
     }

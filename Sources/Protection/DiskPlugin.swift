@@ -3,6 +3,7 @@ import DiskLog
 import Foundation
 import Glibc
 import Model
+import Synchronization
 
 /// The nbdkit processes with our plugin that serve a pair's disks on this host (`Documentation/Disks.md`). In their own
 /// session: they outlive the `ftvmd` that has started them, and the next one finds them by their control socket.
@@ -71,7 +72,7 @@ package struct DiskPlugin: Sendable {
     /// How long a new process may take until it answers.
     private static let startMilliseconds: UInt64 = 10_000
 
-    /// Starts one that waits; any other of this pair must have ended.
+    /// Starts one that waits, in the pair's turn; any other of this pair must have ended.
     ///
     /// nbdkit goes into the background by itself: in the foreground it asks the kernel to end it together with the thread that has
     /// started it (PR_SET_PDEATHSIG), and it has to outlive even our process.
@@ -120,12 +121,40 @@ package struct DiskPlugin: Sendable {
     }
 
     /// The one that runs already; nil when none answers.
-    func running() -> DiskServerClient? { try? DiskServerClient(path: control) }
+    package func running() -> DiskServerClient? { try? DiskServerClient(path: control) }
+
+    // MARK: - Turns
+
+    /// Longer than a start and an end may take together.
+    private static let turnSeconds = 30
+    /// By socket. One for each pair that this process ever had here.
+    private static let turns = Mutex<[String: DispatchSemaphore]>([:])
+
+    /// Whoever starts or ends the pair's processes on this host has them to himself meanwhile: a start that was decided on
+    /// a while ago takes the sockets away from no newer server, and ends none.
+    ///
+    /// Not to be nested.
+    /// - Throws: `.timedOut`, and what `body` throws.
+    func inTurn(_ body: () throws -> Void) throws {
+        let turn = Self.turns.withLock { turns in
+            let turn = turns[socket] ?? DispatchSemaphore(value: 1)
+            turns[socket] = turn
+            return turn
+        }
+        guard turn.wait(timeout: .now() + .seconds(Self.turnSeconds)) == .success else {
+            throw FtvmError(
+                .timedOut, "the disk server of \(name) is being started or ended",
+                cause: "that takes longer than \(Self.turnSeconds) s",
+                advice: "see whether the storage of its images answers")
+        }
+        defer { turn.signal() }
+        try body()
+    }
 
     // MARK: - Ending
 
     /// This pair's processes on this host.
-    func processes() -> [pid_t] {
+    package func processes() -> [pid_t] {
         Self.processes(of: program, marked: "--unix\0\(socket)\0")
     }
 
@@ -162,7 +191,10 @@ package struct DiskPlugin: Sendable {
 
     /// Ends them all. What is in the log stays there; a group under way is begun again by the next one.
     /// - Throws: `.timedOut` when one does not go: it waits for its storage.
-    package func end() throws {
+    package func end() throws { try inTurn { try endNow() } }
+
+    /// The same, in the pair's turn.
+    func endNow() throws {
         let ending = processes().map { (pid: $0, handle: ftvm_pidfd_open($0)) }
         defer { for process in ending where process.handle >= 0 { close(process.handle) } }
         for process in ending { Glibc.kill(process.pid, SIGKILL) }

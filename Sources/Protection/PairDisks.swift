@@ -50,7 +50,7 @@ package final class PairDisks: @unchecked Sendable {
         return PairDisks(log: log, disks: disks, plugin: plugin)
     }
 
-    private init(log: DiskLogFile, disks: [GuestDisk], plugin: DiskPlugin) {
+    package init(log: DiskLogFile, disks: [GuestDisk], plugin: DiskPlugin) {
         self.log = log
         self.disks = disks
         self.plugin = plugin
@@ -67,25 +67,24 @@ package final class PairDisks: @unchecked Sendable {
             active = generation
             supervision += 1
         }
-        if let found = plugin.running() {
-            do {
-                if let generation { try found.activate(generation) }
-                install(found)
-            } catch let error as FtvmError where error.code != .timedOut {
-                // Of an earlier term, or one that has ended itself.
-                try restart(generation)
-            }
-        } else {
-            try restart(generation)
-        }
+        try plugin.inTurn { try install(obtain(generation)) }
         supervise()
     }
 
-    private func restart(_ generation: Generation?) throws {
-        try plugin.end()
+    /// The plugin that runs, or another in its place. In the pair's turn.
+    private func obtain(_ generation: Generation?) throws -> DiskServerClient {
+        if let found = plugin.running() {
+            do {
+                if let generation { try found.activate(generation) }
+                return found
+            } catch let error as FtvmError where error.code != .timedOut {
+                // Of an earlier term, or one that has ended itself.
+            }
+        }
+        try plugin.endNow()
         let started = try plugin.start(work)
         if let generation { try started.activate(generation) }
-        install(started)
+        return started
     }
 
     private func install(_ found: DiskServerClient) {
@@ -95,7 +94,7 @@ package final class PairDisks: @unchecked Sendable {
         }
     }
 
-    var connection: DiskServerClient? { lock.withLock { client } }
+    package var connection: DiskServerClient? { lock.withLock { client } }
     /// Why no plugin can be started, while that is so.
     package var serverFailure: FtvmError? { lock.withLock { failure } }
 
@@ -135,21 +134,21 @@ package final class PairDisks: @unchecked Sendable {
         if let generation, log.generation != generation.number { return unsupervise() }
         do {
             FaultPoint.reached("disks.plugin-lost")
-            let started = try plugin.start(work)
-            if let generation { try started.activate(generation) }
-            let isWanted = lock.withLock {
-                guard supervision == mine else { return false }
-                client = started
-                failure = nil
-                return true
+            try plugin.inTurn {
+                // Whoever came meanwhile has one that serves, or wants none.
+                guard isWanted(mine) else { return }
+                let obtained = try obtain(generation)
+                guard isWanted(mine) else { return try plugin.endNow() }
+                install(obtained)
             }
-            if !isWanted { try? plugin.end() }
         } catch {
             let error = FtvmError(wrapping: error, "the disk server cannot be started again")
             lock.withLock { failure = error }
             usleep(200_000)
         }
     }
+
+    private func isWanted(_ mine: Int) -> Bool { lock.withLock { supervision == mine } }
 
     private func unsupervise() {
         lock.withLock {

@@ -136,7 +136,7 @@ package final class PrimaryDriver: @unchecked Sendable {
         figures.faults = tracker.faultCount
         figures.loggedAheadPages = tracker.loggedAheadCount
         figures.overflows = tracker.overflowCount
-        return (figures, failure ?? ungatedFailure() ?? disks?.trouble)
+        return (figures, failure ?? ungatedFailure())
     }
 
     /// Figures of the network gate; nil for a guest without NICs.

@@ -100,6 +100,7 @@ struct Rounds {
         "disklog.append.data-copied", "disklog.append.record-written",
         "disklog.append.head-published", "disklog.flush.published", "disklog.sealed.stored",
         "disklog.apply.verified", "disklog.apply.written", "disklog.apply.zeroed",
+        "disklog.apply.writing-back",
         "disklog.apply.all-written", "disklog.apply.one-synced", "disklog.apply.synced",
         "disklog.apply.noted", "disklog.batch.collected", "disklog.batch.durable",
         "disklog.journal.data-written", "disklog.journal.written", "disklog.journal.cleared",

@@ -200,6 +200,10 @@ struct Scenarios {
         try expect(written > 50, "but not before the log is full")
         try expect(server.log.status.failure?.hasPrefix("vd0: ") == true, "and the operator")
         try expect(server.log.status.failures > 3, "with the number of attempts")
+        images[0].failure = EIO
+        _ = server.applyGroup(evenIfYoung: true)
+        try expect(put(server, 41, sector: 0) == -EIO, "the image's own error")
+        try expect(put(server, 41, disk: 1, sector: 0) == -ENOSPC, "a sound disk waits for room")
         for sector in 0..<written { try expect(get(server, sector: sector) == 41, "kept") }
         images[0].failure = 0
         while server.applyGroup(evenIfYoung: true) == .applied {}

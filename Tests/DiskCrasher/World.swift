@@ -76,6 +76,16 @@ final class VolatileImage: DiskImage, @unchecked Sendable {
         return 0
     }
 
+    /// Every second sector reaches the disk at once.
+    func beginWriteback() {
+        for offset in stride(from: 0, to: current.bytes, by: 2 * sectorBytes)
+        where memcmp(current.address + offset, stable.address + offset, sectorBytes) != 0 {
+            Death.notDuring {
+                memcpy(stable.address + offset, current.address + offset, sectorBytes)
+            }
+        }
+    }
+
     func synchronize() -> Int32 {
         if failure != 0 { return -failure }
         var copied = 0
@@ -225,6 +235,7 @@ struct World {
         settings.appliesByItself = appliesByItself
         settings.groupBytes = 20 << 10
         settings.lazyMilliseconds = 1
+        (settings.batchBytes, settings.writebackBytes) = (8 << 10, 4 << 10)
         return DiskServer(
             log: try log(), images: try images(),
             journal: journaled ? World.journal(on: try journalImage()) : nil, settings: settings)

@@ -16,6 +16,7 @@ import Testing
         "disklog.append.data-copied", "disklog.append.record-written",
         "disklog.append.head-published", "disklog.flush.published", "disklog.sealed.stored",
         "disklog.apply.verified", "disklog.apply.written", "disklog.apply.zeroed",
+        "disklog.apply.writing-back",
         "disklog.apply.all-written", "disklog.apply.one-synced", "disklog.apply.synced",
         "disklog.apply.noted", "disklog.recover.generation-raised", "disklog.recover.head-cut",
         "disklog.recover.done", "life.commit.sealed", "life.commit.published", "image.write.half",

@@ -11,13 +11,16 @@ extension Disks {
     struct Databases {
         @Test func everyTransactionOutlivesItsHosts() async throws {
             let lab = try TestLab.here()
-            let guest = try await DiskGuest.make(lab)
+            let guest = try await DiskGuest.make(lab, more: [("vdb", "virtio", "raw", 16)])
             try await guest.start(on: lab.hosts[0])
             var pair = try await guest.enable()
             #expect(pair.statistics?.disks != nil, "the status shows the disk log")
             let committing = Committing(try await guest.connect())
-            try await committing.goesOn()
             var random = Settings.random("database")
+            let checking = Checking(
+                try await guest.connect(), disk: "vdb",
+                seed: UInt64.random(in: 1...UInt64.max, using: &random))
+            try await committing.goesOn()
             for round in 1...Disks.kills {
                 try await Task.sleep(for: .milliseconds(Int.random(in: 0...800, using: &random)))
                 let before = pair
@@ -26,8 +29,10 @@ extension Disks {
                     $0.generation > before.generation
                 }
                 try await committing.goesOn()
+                try await checking.goesOn(1)
                 try await strike.repair(lab)
             }
+            try await checking.stop()
             let acknowledged = try await committing.stop()
             print("database: \(acknowledged) transactions acknowledged over \(Disks.kills) hosts")
             let client = try await guest.connect()
@@ -35,7 +40,9 @@ extension Disks {
             #expect(numbers.rows == acknowledged && numbers.last == acknowledged)
             #expect(numbers.wrong == 0)
             #expect(try client.ask("check") == "check ok")
+            #expect(try client.ask("verify vdb") == "ok 4096")
             try await guest.disable()
+            #expect(try client.ask("verify vdb") == "ok 4096", "on the image itself")
             // The same images, the same guest, and everything in them.
             let after = try Numbers(client)
             #expect(after == numbers)

@@ -12,6 +12,20 @@ struct DiskGuest: Sendable {
         var bus = "virtio"
         var format = "raw"
         let path: String
+        /// A loop device, with `path` its own.
+        var isDevice = false
+        /// The file behind a loop device.
+        var backing: String?
+        /// `error_policy` in its XML.
+        var policy: String?
+
+        var xml: String {
+            let kind = isDevice ? ("block", "dev") : ("file", "file")
+            let error = policy.map { " error_policy='\($0)'" } ?? ""
+            return "<disk type='\(kind.0)' device='disk'><driver name='qemu' type='\(format)' "
+                + "discard='unmap'\(error)/><source \(kind.1)='\(path)'/>"
+                + "<target dev='\(target)' bus='\(bus)'/></disk>"
+        }
     }
 
     static let name = "demo-disk"
@@ -20,6 +34,7 @@ struct DiskGuest: Sendable {
     let directory: String
     var disks: [Disk]
     let images: String
+    private var unlogged = ""
     private var domain = GuestDomain()
     var address: String { domain.address }
 
@@ -45,7 +60,13 @@ struct DiskGuest: Sendable {
             root.path,
         ])
         guest.disks.append(root)
-        for disk in more {
+        for disk in more where disk.format == "device" {
+            guest.disks.append(
+                try await loopDisk(
+                    disk.target, disk.bus, "\(directory)/\(disk.target).loop",
+                    mebibytes: disk.mebibytes))
+        }
+        for disk in more where disk.format != "device" {
             let path = "\(directory)/\(disk.target).\(disk.format)"
             _ = try await Command.succeed([
                 "qemu-img", "create", "-q", "-f", disk.format, path, "\(disk.mebibytes)M",
@@ -54,6 +75,18 @@ struct DiskGuest: Sendable {
                 Disk(target: disk.target, bus: disk.bus, format: disk.format, path: path))
         }
         return guest
+    }
+
+    /// A loop device as a disk, over a file that is made.
+    static func loopDisk(
+        _ target: String, _ bus: String, _ file: String, mebibytes: Int
+    ) async throws -> Disk {
+        _ = try await Command.succeed(["truncate", "-s", "\(mebibytes)M", file])
+        let device = try await Command.succeed(["losetup", "--find", "--show", file])
+        return Disk(
+            target: target, bus: bus,
+            path: device.trimmingCharacters(in: .whitespacesAndNewlines), isDevice: true,
+            backing: file)
     }
 
     private init(lab: TestLab, directory: String, disks: [Disk], images: String) {
@@ -75,18 +108,27 @@ struct DiskGuest: Sendable {
         domain.number = number
         let template = try String(
             contentsOfFile: Settings.repository("Examples/demo.xml"), encoding: .utf8)
-        let elements = disks.map {
-            "<disk type='file' device='disk'><driver name='qemu' type='\($0.format)' "
-                + "discard='unmap'/><source file='\($0.path)'/>"
-                + "<target dev='\($0.target)' bus='\($0.bus)'/></disk>"
-        }
-        let drives =
-            disks.contains { $0.bus == "scsi" }
-            ? "<controller type='scsi' model='virtio-scsi'/>"
-                + "<disk type='file' device='cdrom'><target dev='sdz' bus='scsi'/><readonly/></disk>"
-            : ""
+        let hasSCSI = disks.contains { $0.bus == "scsi" }
+        let controller = hasSCSI ? "<controller type='scsi' model='virtio-scsi'/>" : ""
         return try domain.xml(template: template).replacingOccurrences(
-            of: "<devices>", with: "<devices>" + elements.joined() + drives)
+            of: "<devices>",
+            with: "<devices>" + disks.map(\.xml).joined() + controller + unlogged)
+    }
+
+    /// Disks that nobody writes to: a read-only one that begins with `number`, a CD-ROM, and an empty drive.
+    mutating func addReadOnly(number: UInt64) throws {
+        var bytes = Data(count: 1 << 20)
+        bytes.withUnsafeMutableBytes { $0.storeBytes(of: number.littleEndian, as: UInt64.self) }
+        for name in ["readonly.raw", "medium.iso"] {
+            try bytes.write(to: URL(fileURLWithPath: "\(directory)/\(name)"))
+        }
+        unlogged =
+            "<disk type='file' device='disk'><driver name='qemu' type='raw'/>"
+            + "<source file='\(directory)/readonly.raw'/><target dev='vdd' bus='virtio'/>"
+            + "<readonly/></disk>"
+            + "<disk type='file' device='cdrom'><driver name='qemu' type='raw'/>"
+            + "<source file='\(directory)/medium.iso'/><target dev='sdy' bus='scsi'/><readonly/></disk>"
+            + "<disk type='file' device='cdrom'><target dev='sdz' bus='scsi'/><readonly/></disk>"
     }
 
     func start(on host: HostName) async throws {
@@ -158,7 +200,14 @@ struct DiskGuest: Sendable {
         #expect(try nbdkits() == [], "disk servers that nobody needs")
         let left = try FileManager.default.contentsOfDirectory(atPath: directory)
         #expect(left.filter { $0.hasSuffix("journal") } == [])
+        try await detachLoops()
         try FileManager.default.removeItem(atPath: directory)
+    }
+
+    func detachLoops() async throws {
+        for disk in disks where disk.isDevice {
+            _ = try await Command.succeed(["losetup", "--detach", disk.path])
+        }
     }
 
     /// The lab's processes that serve disks.
@@ -188,86 +237,5 @@ struct DiskGuest: Sendable {
         _ = try await Command.attempt(["e2fsck", "-E", "journal_only", "-y", copy])
         let checked = try await Command.attempt(["e2fsck", "-fn", copy])
         #expect(checked.status == 0, "\(checked.output)\(checked.errorOutput)")
-    }
-}
-
-/// What the database says of its numbers.
-struct Numbers: Equatable {
-    let rows: Int
-    let last: Int
-    /// Rows whose number is not their place: lost, doubled or out of order.
-    let wrong: Int
-
-    init(_ client: GuestClient) throws {
-        let answer = try client.ask("count")
-        let words = answer.split(separator: " ").compactMap { Int($0) }
-        try #require(words.count == 3, "\(answer)")
-        (rows, last, wrong) = (words[0], words[1], words[2])
-    }
-}
-
-/// Commits 1, 2, 3, ... over one connection until it is told to stop.
-final class Committing: @unchecked Sendable {
-    private let lock = NSLock()
-    private var acknowledged: Int
-    private var stopping = false
-    private var trouble: String?
-    private var task: Task<Void, Never>?
-
-    init(_ client: GuestClient, from first: Int = 1) {
-        acknowledged = first - 1
-        let connection = Connection(client: client)
-        let thread = Thread { [self] in run(connection.client) }
-        thread.start()
-    }
-
-    private struct Connection: @unchecked Sendable { let client: GuestClient }
-    private let ended = DispatchSemaphore(value: 0)
-
-    private func run(_ client: GuestClient) {
-        defer { ended.signal() }
-        while !lock.withLock({ stopping }) {
-            let next = lock.withLock { acknowledged } + 1
-            do {
-                let answer = try client.ask("commit \(next)")
-                guard answer == "ok \(next)" else {
-                    return lock.withLock { trouble = "\(next) was answered with \(answer)" }
-                }
-                lock.withLock { acknowledged = next }
-            } catch {
-                return lock.withLock { trouble = "\(next): \(error)" }
-            }
-        }
-    }
-
-    var count: Int { lock.withLock { acknowledged } }
-
-    /// Waits until so many more are acknowledged.
-    func goesOn(_ more: Int = 5) async throws {
-        let goal = count + more
-        try await eventually(
-            "transactions go on", found: "\(count) of \(goal), \(lock.withLock { trouble } ?? "")"
-        ) { () async throws -> Void? in
-            if let trouble = lock.withLock({ trouble }) { throw Failure(trouble) }
-            return count >= goal ? () : nil
-        }
-    }
-
-    /// - Returns: how many are acknowledged.
-    func stop() async throws -> Int {
-        lock.withLock { stopping = true }
-        try await eventually("the client ends", seconds: 90) { () async throws -> Void? in
-            ended.wait(timeout: .now()) == .success ? () : nil
-        }
-        if let trouble = lock.withLock({ trouble }) { throw Failure(trouble) }
-        return count
-    }
-
-    /// The same for a client whose server has been taken away from it.
-    func giveUp() -> Int {
-        lock.withLock {
-            stopping = true
-            return acknowledged
-        }
     }
 }

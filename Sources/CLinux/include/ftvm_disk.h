@@ -24,6 +24,9 @@ ssize_t ftvm_disk_read(int descriptor, void *bytes, size_t count, uint64_t offse
 /* fdatasync(2). */
 int ftvm_disk_synchronize(int descriptor);
 
+/* Has the storage begin with all that is dirty (sync_file_range(2)): no promise that any of it is stable. */
+int ftvm_disk_begin_writeback(int descriptor);
+
 /* Forgets what this kernel has cached of the file or device, as far as it is not dirty. */
 int ftvm_disk_forget_cache(int descriptor);
 

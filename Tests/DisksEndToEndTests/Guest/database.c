@@ -6,6 +6,11 @@
  *   fill DISK M   writes M MiB to the device, as fast as it goes, and syncs; "ok SECONDS"
  *   pair N        numbers N on two raw disks, vdb first, each flushed
  *   pairs         "pairs B C": the last number of either disk
+ *   get DISK      "got N": the number that the disk begins with
+ *   scatter DISK N, gather DISK N
+ *                 writes, or reads, N blocks of 4 KiB all over the disk, each a request of its own
+ *   blocks ..., verify ...
+ *                 the block checker, blocks.c
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -19,6 +24,9 @@
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
+
+void check_blocks(const char *disk, unsigned long long seed, long count, char *answer, size_t size);
+void verify_blocks(const char *disk, char *answer, size_t size);
 
 static sqlite3 *database;
 static pthread_mutex_t turn = PTHREAD_MUTEX_INITIALIZER;
@@ -98,9 +106,31 @@ static long long get(const char *path) {
     return number;
 }
 
+static void scatter(const char *disk, long count, int writes, char *answer, size_t size) {
+    static char block[4096] __attribute__((aligned(4096)));
+    static long long number;
+    char path[64];
+    snprintf(path, sizeof path, "/dev/%s", disk);
+    int file = open(path, O_RDWR | O_DIRECT);
+    long long blocks = file < 0 ? 0 : lseek(file, 0, SEEK_END) / (long long)sizeof block;
+    snprintf(answer, size, "ok %ld", count);
+    for (long i = 0; i < count; i++) {
+        off_t place = blocks > 0 ? (off_t)(i * 7919 % blocks) * (off_t)sizeof block : 0;
+        number++;
+        memcpy(block, &number, sizeof number);
+        if ((writes ? pwrite(file, block, sizeof block, place)
+                    : pread(file, block, sizeof block, place)) != sizeof block) {
+            snprintf(answer, size, "error at request %ld", i);
+            break;
+        }
+    }
+    if (file >= 0) close(file);
+}
+
 static void answer_line(char *line, char *answer, size_t size) {
     char word[64];
     long long number;
+    unsigned long long seed;
     if (sscanf(line, "commit %lld", &number) == 1)
         commit(number, answer, size);
     else if (!strcmp(line, "count"))
@@ -114,6 +144,18 @@ static void answer_line(char *line, char *answer, size_t size) {
                  : "error %lld", number);
     else if (!strcmp(line, "pairs"))
         snprintf(answer, size, "pairs %lld %lld", get("/dev/vdb"), get("/dev/vdc"));
+    else if (sscanf(line, "get %63s", word) == 1) {
+        char path[80];
+        snprintf(path, sizeof path, "/dev/%s", word);
+        snprintf(answer, size, "got %lld", get(path));
+    } else if (sscanf(line, "scatter %63s %lld", word, &number) == 2)
+        scatter(word, (long)number, 1, answer, size);
+    else if (sscanf(line, "gather %63s %lld", word, &number) == 2)
+        scatter(word, (long)number, 0, answer, size);
+    else if (sscanf(line, "blocks %63s %llu %lld", word, &seed, &number) == 3)
+        check_blocks(word, seed, (long)number, answer, size);
+    else if (sscanf(line, "verify %63s", word) == 1)
+        verify_blocks(word, answer, size);
     else
         snprintf(answer, size, "error what?");
 }
