@@ -177,6 +177,20 @@ let package = Package(
                 "Fencing", "CLinux",
             ],
             path: "Tests/Benchmark", swiftSettings: strict),
+        .target(
+            name: "BenchmarkSupport", path: "Tests/BenchmarkSupport", swiftSettings: strict),
+        .testTarget(
+            name: "BenchmarkSupportTests", dependencies: ["BenchmarkSupport"],
+            swiftSettings: strict),
+        .executableTarget(
+            name: "ftvm-peer-bench",
+            dependencies: [
+                "BenchmarkSupport", "EndToEndSupport", "GuestClients", "GuestSupport", "Lab",
+                "ControlAPI", "Protection", "Injection", "Hypervisor", "MemoryPool", "Model",
+                "Fencing", "CLinux",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ],
+            path: "Tests/PeerBenchmark", exclude: ["Guest"], swiftSettings: strict),
         .testTarget(
             name: "ProtectionTests",
             dependencies: [
