@@ -154,6 +154,13 @@ import Testing
         #expect(check()?.verdict == .pass)
     }
 
+    @Test func nodesAreCounted() {
+        var survey = Self.good()
+        survey.numaNodes = 2
+        let check = DoctorRules(hosts: ["h1": survey]).report().checks.first { $0.name == "numa" }
+        #expect(check?.verdict == .pass && check?.why.hasPrefix("2 NUMA nodes") == true)
+    }
+
     @Test func whatTheFirmwareSaysIsUnderstood() {
         let through = "SeaBIOS (version 1.16.2)\nNo bootable device.\n"
         #expect(KVMProbe.judge(firmware: through, errors: "") == .usable)

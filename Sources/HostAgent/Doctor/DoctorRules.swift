@@ -44,6 +44,7 @@ package struct DoctorRules {
         [
             kernel(name, survey), ptrace(name, survey), kvm(name, survey), qemu(name, survey),
             clock(name, survey), limits(name, survey), realtime(name, survey),
+            numa(name, survey),
         ] + pools(name, survey)
     }
 
@@ -130,6 +131,14 @@ package struct DoctorRules {
                 fix: "apt install chrony")
         }
         return DoctorCheck("clock", name, .pass, "\(survey.clockSource), synchronized")
+    }
+
+    private func numa(_ name: String, _ survey: HostSurvey) -> DoctorCheck {
+        let text =
+            survey.numaNodes == 1
+            ? "one NUMA node"
+            : "\(survey.numaNodes) NUMA nodes: 'ftvm enable --numa-node' says on which a guest's memory is"
+        return DoctorCheck("numa", name, .pass, text)
     }
 
     private func limits(_ name: String, _ survey: HostSurvey) -> DoctorCheck {
