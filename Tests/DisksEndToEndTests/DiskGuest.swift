@@ -48,6 +48,7 @@ struct DiskGuest: Sendable {
             [Settings.repository("Scripts/disk-guest-image")], seconds: 120
         ).trimmingCharacters(in: .whitespacesAndNewlines)
         let directory = "/var/tmp/ftvm-disks-\(lab.layout.name)"
+        try await detachLeftLoops(directory)
         try? FileManager.default.removeItem(atPath: directory)
         try FileManager.default.createDirectory(
             atPath: directory, withIntermediateDirectories: true)
@@ -202,6 +203,18 @@ struct DiskGuest: Sendable {
         #expect(left.filter { $0.hasSuffix("journal") } == [])
         try await detachLoops()
         try FileManager.default.removeItem(atPath: directory)
+    }
+
+    /// Of a test that has failed.
+    private static func detachLeftLoops(_ directory: String) async throws {
+        let list = try await Command.succeed([
+            "losetup", "--list", "--noheadings", "--raw", "--output", "NAME,BACK-FILE",
+        ])
+        for line in list.split(separator: "\n") {
+            let words = line.split(separator: " ", maxSplits: 1)
+            guard words.count == 2, words[1].hasPrefix(directory + "/") else { continue }
+            _ = try await Command.succeed(["losetup", "--detach", String(words[0])])
+        }
     }
 
     func detachLoops() async throws {

@@ -38,8 +38,9 @@ extension Disks {
                 isFrozen = false
             }
             do {
-                let client = try await guest.connect()
-                #expect(try client.ask("scatter vdb 64") == "ok 64")
+                // The answer waits for the storage.
+                let scattering = Asking(try await guest.connect(), "scatter vdb 64")
+                defer { withExtendedLifetime(scattering) {} }
                 try await eventually("the disk server hangs") { () async throws -> Void? in
                     Self.hangs(server) ? () : nil
                 }
@@ -137,7 +138,7 @@ extension Disks {
                 deadline_milliseconds = 1000
                 stop_milliseconds = 500
                 watchdog = "\(lab.watchdog(of: host))"
-                watchdog_seconds = 30
+                watchdog_seconds = 8
                 """
             }
         }

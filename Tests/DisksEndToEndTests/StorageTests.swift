@@ -42,8 +42,9 @@ extension Disks {
             // What waits outlives the host.
             let before = pair
             let strike = try await Strike(.host, lab, pair)
-            pair = try await guest.protected("protected, with a full image") {
-                $0.generation > before.generation
+            // It stands still, so there are no commits to wait for.
+            pair = try await lab.pair("protected, with a full image", of: DiskGuest.name) {
+                $0.state == .protected && $0.secondaryReady && $0.generation > before.generation
             }
             try await strike.repair(lab)
             try await expectStopped(guest, pair, "vdb", "No space left on device")
