@@ -100,6 +100,7 @@ final class PairRuntime {
         isEnding = false
         driverFailure = nil
         devices = nil
+        diskTrouble = nil
         secondary?.monitor.interrupt()
         secondary?.disks?.close(endingPlugin: false)
         secondary = nil
