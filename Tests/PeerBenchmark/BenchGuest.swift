@@ -9,13 +9,13 @@ struct BenchQEMU {
     let program: String
     let arguments: [String]
 
+    static let machine = BenchQEMU(program: "/usr/bin/qemu-system-x86_64", arguments: [])
+
     /// FTVM_BENCH_QEMU: a directory with another QEMU, as `Scripts/newer-qemu` unpacks it; empty:
     /// the machine's.
     static let chosen: BenchQEMU = {
         let root = ProcessInfo.processInfo.environment["FTVM_BENCH_QEMU"] ?? ""
-        guard !root.isEmpty else {
-            return BenchQEMU(program: "/usr/bin/qemu-system-x86_64", arguments: [])
-        }
+        guard !root.isEmpty else { return machine }
         return BenchQEMU(
             program: root + "/usr/bin/qemu-system-x86_64",
             arguments: ["-L", root + "/usr/share/qemu", "-L", "/usr/share/seabios"])
@@ -30,6 +30,7 @@ struct BenchQEMU {
 final class BenchGuest {
     struct Shape {
         var memoryMiB = 512
+        var qemu = BenchQEMU.chosen
         /// The guest's memory is this file, shared.
         var memoryFile: String?
         /// Waits for a migration.
@@ -43,12 +44,14 @@ final class BenchGuest {
     let qemu: QEMUProcess
     private let process = Process()
     private let errorPath: String
+    private let consolePath: String
 
     init(_ shape: Shape, in directory: URL, name: String) throws {
         port = try Self.freePort()
         errorPath = directory.appendingPathComponent("\(name).stderr").path
         let sockets = ["m", "e"].map { directory.appendingPathComponent("\(name).\($0)").path }
-        process.executableURL = URL(fileURLWithPath: BenchQEMU.chosen.program)
+        consolePath = sockets[0] + ".console"
+        process.executableURL = URL(fileURLWithPath: shape.qemu.program)
         process.arguments = Self.arguments(shape, port: port, sockets: sockets)
         guard FileManager.default.createFile(atPath: errorPath, contents: nil) else {
             throw FtvmError(.unavailable, "cannot write \(errorPath)")
@@ -61,6 +64,7 @@ final class BenchGuest {
             throw FtvmError(.unavailable, "QEMU ended at once", cause: Self.text(errorPath))
         }
         qemu = started
+        Leftovers.add(pid: started.processID)
         do {
             monitor = try Self.connect(sockets[0], name, started)
             events = try Self.connect(sockets[1], name, started)
@@ -83,13 +87,13 @@ final class BenchGuest {
                 "-M", "pc,memory-backend=pc.ram",
             ]
         }
-        return BenchQEMU.chosen.arguments + memory + [
+        return shape.qemu.arguments + memory + [
             "-accel", "tcg,thread=multi", "-m", "\(shape.memoryMiB)", "-smp", "1", "-nodefaults",
             "-display", "none", "-kernel", images + "/vmlinuz", "-initrd", images + "/initrd",
             "-append",
             "console=ttyS0 quiet panic=-1 rdinit=/bench-init ftvm.ip=10.0.2.15/24 ftvm.check_mib=1 "
                 + "ftvm.dirty_pages_per_second=0 ftvm.verify_pages_per_second=0",
-            "-serial", "null", "-netdev",
+            "-serial", "file:\(sockets[0]).console", "-netdev",
             "user,id=net0,restrict=on,hostfwd=tcp:127.0.0.1:\(port)-10.0.2.15:7790",
             "-device", "virtio-net-pci,netdev=net0,romfile=",
             "-qmp", "unix:\(sockets[0]),server=on,wait=off",
@@ -140,12 +144,16 @@ final class BenchGuest {
     /// What QEMU has complained about.
     var complaints: String { String(Self.text(errorPath).suffix(600)) }
 
-    func waitForControl(seconds: Double = 90) throws -> GuestControl {
+    /// The last of what the guest has printed.
+    private var console: String { String(Self.text(consolePath).suffix(400)) }
+
+    func waitForControl(seconds: Double = 30) throws -> GuestControl {
         do {
             return try GuestControl.first(port: port, within: seconds)
         } catch {
             throw FtvmError(
-                .timedOut, "the guest does not answer", cause: "\(error) \(complaints)")
+                .timedOut, "the guest does not answer",
+                cause: "\(error) \(complaints) console: \(console)")
         }
     }
 
@@ -154,6 +162,7 @@ final class BenchGuest {
         guard process.isRunning else { return }
         Glibc.kill(process.processIdentifier, SIGKILL)
         process.waitUntilExit()
+        Leftovers.remove(pid: qemu.processID)
     }
 
     // MARK: - Monitor

@@ -51,12 +51,16 @@ struct EpochPart {
         }
     }
 
-    private func make(_ name: String, _ directory: URL) throws -> any Peer {
+    private func make(
+        _ name: String, _ directory: URL, _ remark: (String) -> Void
+    ) throws -> any Peer {
         let shape = BenchGuest.Shape()
         let period = Self.periodMilliseconds
         return switch name {
         case Ftvm.name: try Ftvm(shape, in: directory, epochMilliseconds: period)
-        case Colo.name: try Colo(shape, in: directory, checkpointMilliseconds: period)
+        case Colo.name:
+            try Colo.start(
+                shape, in: directory, checkpointMilliseconds: period, remark: remark)
         case Unprotected.name: try Unprotected(shape, in: directory)
         default:
             try MigrationCheckpoints(
@@ -69,7 +73,7 @@ struct EpochPart {
     private func measure(_ name: String, _ results: inout BenchmarkResults) throws {
         let directory = try BenchDirectory()
         defer { directory.remove() }
-        let peer = try make(name, directory.url)
+        let peer = try make(name, directory.url) { results.remark(Self.part, name, $0) }
         defer { peer.end() }
         let control = try peer.guest.waitForControl()
         for workload in Self.workloads(isQuick: options.isQuick) {

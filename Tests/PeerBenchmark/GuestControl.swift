@@ -55,7 +55,7 @@ final class GuestControl {
                 // QEMU takes the connection before the guest is there to do so.
                 let probe = try GuestControl(port: port, seconds: 0.1)
                 _ = try probe.status()
-                return try GuestControl(port: port, seconds: 60)
+                return try GuestControl(port: port, seconds: 20)
             } catch let error as FtvmError where Date() < deadline {
                 _ = error
                 usleep(5_000)

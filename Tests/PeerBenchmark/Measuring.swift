@@ -3,6 +3,7 @@ import Foundation
 import Glibc
 import Model
 import Protection
+import Synchronization
 
 /// To whoever watches the benchmark.
 func say(_ text: String) {
@@ -15,9 +16,42 @@ final class BenchDirectory {
 
     init() throws {
         try FileManager.default.createDirectory(at: url, withIntermediateDirectories: true)
+        Leftovers.add(directory: url)
     }
 
     func remove() { try? FileManager.default.removeItem(at: url) }
+}
+
+/// What must not outlive a benchmark that somebody ends.
+enum Leftovers {
+    private struct State {
+        var pids: [Int32] = []
+        var directories: [URL] = []
+    }
+    private static let state = Mutex(State())
+
+    static func add(pid: Int32) { state.withLock { $0.pids.append(pid) } }
+    static func remove(pid: Int32) { state.withLock { $0.pids.removeAll { $0 == pid } } }
+    static func add(directory: URL) { state.withLock { $0.directories.append(directory) } }
+
+    /// From now on a signal that asks us to end takes them along.
+    static func endWithUs() -> [any DispatchSourceSignal] {
+        [SIGTERM, SIGINT, SIGHUP].map { number in
+            signal(number, SIG_IGN)
+            let source = DispatchSource.makeSignalSource(signal: number, queue: .global())
+            source.setEventHandler {
+                state.withLock { state in
+                    for pid in state.pids { kill(pid, SIGKILL) }
+                    for directory in state.directories {
+                        try? FileManager.default.removeItem(at: directory)
+                    }
+                    exit(128 + number)
+                }
+            }
+            source.resume()
+            return source
+        }
+    }
 }
 
 enum ProcessTime {

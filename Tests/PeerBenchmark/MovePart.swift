@@ -82,8 +82,9 @@ struct MovePart {
     /// From the primary's death until the secondary runs alone and answers a new connection; it is
     /// told at once.
     private func failover(_ directory: URL, _ results: inout BenchmarkResults) throws {
-        let colo = try Colo(
-            BenchGuest.Shape(), in: directory, checkpointMilliseconds: EpochPart.periodMilliseconds)
+        let colo = try Colo.start(
+            BenchGuest.Shape(), in: directory, checkpointMilliseconds: EpochPart.periodMilliseconds
+        ) { results.remark(Self.part, Colo.name, $0) }
         defer { colo.end() }
         let control = try colo.guest.waitForControl()
         _ = try control.ask("dirty 5000 16")

@@ -22,8 +22,8 @@ struct PeerBench: AsyncParsableCommand {
         commandName: "ftvm-peer-bench",
         abstract: "Measures ftvm and its peers, part by part, and writes the tables.",
         discussion: """
-            Parts: epochs, sizes, moves, blackouts, traffic, pairs. What a part has measured replaces, in \
-            the results' file, what it had measured before; with --append it is added.
+            Parts: epochs, sizes, moves, blackouts, traffic, storage, pairs. What a part has measured \
+            replaces, in the results' file, what it had measured before; with --append it is added.
             """)
 
     @Option(help: "The parts to run, by name, with commas.") var parts = ""
@@ -39,6 +39,8 @@ struct PeerBench: AsyncParsableCommand {
     var document: String?
 
     func run() async throws {
+        let signals = Leftovers.endWithUs()
+        defer { signals.forEach { $0.cancel() } }
         var kept = try BenchmarkResults(file: results)
         for part in parts.split(separator: ",").map(String.init) {
             try await run(part, &kept)
@@ -64,6 +66,7 @@ struct PeerBench: AsyncParsableCommand {
         case MovePart.part: try MovePart(options: options).run(&kept)
         case BlackoutPart.part: try await BlackoutPart(options: options).run(&kept)
         case TrafficPart.part: try await TrafficPart(options: options).run(&kept)
+        case StoragePart.part: try await StoragePart(options: options).run(&kept)
         case PairsPart.part: try await PairsPart(options: options).run(&kept)
         default: throw ValidationError("There is no part '\(part)'.")
         }

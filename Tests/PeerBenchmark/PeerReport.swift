@@ -183,15 +183,18 @@ struct PeerReport {
             "workload", "unprotected", "ftvm", "share", "latency unprotected, p50 / p99 ms",
             "latency ftvm, p50 / p99 ms",
         ])
-        for workload in results.workloads(TrafficPart.part) {
+        let parts = [TrafficPart.part, StoragePart.part]
+        for (part, workload) in parts.flatMap({ part in
+            results.workloads(part).map { (part, $0) }
+        }) {
             func summary(_ peer: String, _ measure: String) -> Summary {
-                results.summary(TrafficPart.part, workload, peer, measure)
+                results.summary(part, workload, peer, measure)
             }
             let free = summary(Unprotected.name, "throughput")
             let kept = summary(Ftvm.name, "throughput")
             let unit =
                 results.samples.first {
-                    $0.part == TrafficPart.part && $0.workload == workload
+                    $0.part == part && $0.workload == workload
                         && $0.measure == "throughput"
                 }?.unit ?? ""
             func latency(_ peer: String) -> String {
@@ -206,7 +209,7 @@ struct PeerReport {
                 latency(Ftvm.name),
             ])
         }
-        return table.text + remarks(TrafficPart.part)
+        return table.text + parts.map(remarks).joined()
     }
 
     private var pairs: String {

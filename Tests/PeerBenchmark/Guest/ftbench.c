@@ -5,7 +5,9 @@
 //   dirty RATE MIB  from now on writes one word of RATE random pages a second, of a region of MIB MiB; "ok"
 //   fill MIB        fills so much more memory with what does not compress; "ok"
 //   churn SECONDS   runs /bin/busybox true, one process after the other; "COUNT"
+//   mount DEVICE    mounts its ext4 file system at /disk; "ok"
 //   fsync FILE BYTES SECONDS   writes so many bytes in turn through 16 MiB of the file, and syncs after each; "COUNT"
+//   sqlite FILE SECONDS        inserts rows into a new database, each in a transaction of its own; "COUNT"
 //
 // All times are the guest's own, which stands still while the guest does: who asks has to take his own.
 #define _GNU_SOURCE
@@ -15,12 +17,15 @@
 #include <inttypes.h>
 #include <netinet/tcp.h>
 #include <pthread.h>
+#include <sqlite3.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -139,6 +144,27 @@ static uint64_t sync_writes(const char *path, uint64_t bytes, uint64_t seconds) 
     return count;
 }
 
+static uint64_t insert_rows(const char *path, uint64_t seconds) {
+    sqlite3 *database;
+    unlink(path);
+    uint64_t count = 0;
+    if (sqlite3_open(path, &database) == SQLITE_OK &&
+        sqlite3_exec(database,
+                     "pragma synchronous = full;"
+                     "create table rows(id integer primary key, text text not null)",
+                     NULL, NULL, NULL) == SQLITE_OK) {
+        for (uint64_t end = now() + seconds * 1000000000u; now() < end; count++) {
+            const char *insert = "insert into rows(text) values('a line of an ordinary length, as in a log')";
+            if (sqlite3_exec(database, insert, NULL, NULL, NULL) != SQLITE_OK) {
+                count = 0;
+                break;
+            }
+        }
+    }
+    sqlite3_close(database);
+    return count;
+}
+
 static void obey(const char *line, char *answer, size_t size) {
     uint64_t first, second;
     char path[128];
@@ -160,10 +186,18 @@ static void obey(const char *line, char *answer, size_t size) {
             fill(memory, first * MIB);
         return;
     }
+    if (sscanf(line, "mount %127s", path) == 1) {
+        mkdir("/disk", 0700);
+        if (mount(path, "/disk", "ext4", 0, "") != 0)
+            snprintf(answer, size, "error %s\n", strerror(errno));
+        return;
+    }
     if (sscanf(line, "churn %" SCNu64, &first) == 1)
         count = churn(first);
     else if (sscanf(line, "fsync %127s %" SCNu64 " %" SCNu64, path, &first, &second) == 3)
         count = sync_writes(path, first, second);
+    else if (sscanf(line, "sqlite %127s %" SCNu64, path, &first) == 2)
+        count = insert_rows(path, first);
     if (count == 0)
         snprintf(answer, size, "error %s\n", strerror(errno));
     else
@@ -191,6 +225,8 @@ static void *serve(void *argument) {
 }
 
 int main(void) {
+    // By itself: a shell needs /dev/null to start anything in the background, which is not there yet.
+    if (fork() != 0) return 0;
     if (!set_dirty(0, 1)) return 1;
     pthread_t thread;
     if (pthread_create(&thread, NULL, write_pages, NULL) != 0) return 1;
