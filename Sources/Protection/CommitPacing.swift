@@ -1,9 +1,14 @@
-/// When the running epoch is to be committed. Held frames ask for an early commit; but a guest that sends without end
-/// would then stand still for most of its time. So the guest runs for a minimum time first: a short one while its
-/// output comes in small portions, as from a server that answers and waits for the next request; a longer one, a
-/// multiple of what a commit costs, once epoch after epoch is full of frames. (Acknowledgements of what the guest
-/// receives in bulk are such frames too.) A bulk sender that has fallen silent has filled its connections' windows, and
-/// waits for acknowledgements of what we hold: its long run ends then.
+/// When the running epoch is to be committed. Held frames ask for an early commit; but a guest that
+/// sends without end would then stand still for most of its time. So the guest runs for a minimum
+/// time first: a short one while its output comes in small portions, as from a server that answers
+/// and waits for the next request; a longer one, a multiple of what a commit costs, once epoch
+/// after epoch is full of frames. (Acknowledgements of what the guest receives in bulk are such
+/// frames too.) A bulk sender that has fallen silent has filled its connections' windows, and waits
+/// for acknowledgements of what we hold: its long run ends then.
+///
+/// A guest that has sent nothing, written to no disk and touched little for a while is idle. Nobody
+/// outside could tell how far a failover would take it back, so its epochs get older; the first
+/// sign of work ends that at once, at the latest after an ordinary epoch.
 ///
 /// A value without a clock: all times are monotonic nanoseconds given by the caller.
 package struct CommitPacing: Equatable, Sendable {
@@ -15,18 +20,32 @@ package struct CommitPacing: Equatable, Sendable {
     package static let calmBytes: UInt64 = 32 << 10
     /// The minimum run of a guest whose output comes in small portions.
     package static let shortestRun: UInt64 = 1_500_000
-    /// Under bulk output the guest runs for at least so many times a pause: it stands still for a quarter of the time.
+    /// Under bulk output the guest runs for at least so many times a pause: it stands still for a
+    /// quarter of the time.
     package static let runPerPause: UInt64 = 3
-    /// A bulk sender without data for half a pause, and for no less than this, has nothing more to send.
+    /// A bulk sender without data for half a pause, and for no less than this, has nothing more to
+    /// send.
     package static let shortestQuiet: UInt64 = 300_000
 
-    /// A guest that was just promoted is cold: everything costs it more, and several clients wait for an answer.
+    /// A guest that was just promoted is cold: everything costs it more, and several clients wait
+    /// for an answer.
     package static let coldPhase: UInt64 = 150_000_000
-    /// It runs for at least so many times a pause, and for so long, until its output is a reason to stop it again.
+    /// It runs for at least so many times a pause, and for so long, until its output is a reason to
+    /// stop it again.
     package static let coldRunPerPause: UInt64 = 2
     package static let longestColdRun: UInt64 = 10_000_000
 
+    /// After so many epochs with little work in a row a guest is idle.
+    package static let calmEpochsUntilIdle = 20
+    /// Its epochs get so many times as old as others, but no older than this (unless others do).
+    package static let idleEpochs: UInt64 = 10
+    package static let longestIdleEpoch: UInt64 = 500_000_000
+    /// Little work: fewer touched pages than these in the time of an ordinary epoch.
+    package static let idlePages: UInt64 = 256
+
     package let epochMaximum: UInt64
+    /// Epochs with little work, the last ones in a row.
+    private var calmEpochs = 0
     /// Until when the guest counts as cold.
     private let coldUntil: UInt64
     /// How long the running epoch has to run before its frames are a reason for a commit.
@@ -47,8 +66,18 @@ package struct CommitPacing: Equatable, Sendable {
         began = now
     }
 
-    /// A commit has been made; its epoch had this output.
-    package mutating func committed(now: UInt64, pause: UInt64, frames: UInt64, bytes: UInt64) {
+    /// The guest has done little for a while.
+    package var isIdle: Bool { calmEpochs >= Self.calmEpochsUntilIdle }
+
+    /// A commit has been made; its epoch had this output, and touched so many pages.
+    /// - Parameter hasWritten: to a disk.
+    package mutating func committed(
+        now: UInt64, pause: UInt64, frames: UInt64, bytes: UInt64, pages: UInt64 = .max,
+        hasWritten: Bool = false
+    ) {
+        let ordinaryEpochs = max(1, (now &- began) / epochMaximum)
+        let isCalm = frames == 0 && !hasWritten && pages / ordinaryEpochs < Self.idlePages
+        calmEpochs = isCalm ? min(calmEpochs + 1, Self.calmEpochsUntilIdle) : 0
         began = now
         hasFailed = false
         meanPause = meanPause == 0 ? pause : (meanPause * 7 + pause) / 8
@@ -65,12 +94,17 @@ package struct CommitPacing: Equatable, Sendable {
     package mutating func notCommitted(now: UInt64) {
         began = now
         hasFailed = true
+        calmEpochs = 0
     }
 
     /// When the epoch is to be committed, if nothing else happens.
-    /// - Parameter lastData: when the guest last sent data in this epoch, if it did.
-    package func due(_ demand: GateDemand, lastData: UInt64? = nil) -> UInt64 {
-        let latest = began + epochMaximum
+    /// - Parameters:
+    ///   - lastData: when the guest last sent data in this epoch, if it did.
+    ///   - isWorking: it has touched more pages in this epoch than an idle guest does, or written to a disk.
+    package func due(
+        _ demand: GateDemand, lastData: UInt64? = nil, isWorking: Bool = false
+    ) -> UInt64 {
+        let latest = began + (isIdle && !isWorking ? idleMaximum : epochMaximum)
         if hasFailed { return latest }
         switch demand {
         case .none: return latest
@@ -84,6 +118,10 @@ package struct CommitPacing: Equatable, Sendable {
             return min(began + run, quiet ?? latest, latest)
         case .now: return began
         }
+    }
+
+    private var idleMaximum: UInt64 {
+        max(epochMaximum, min(Self.idleEpochs * epochMaximum, Self.longestIdleEpoch))
     }
 
     private var coldRun: UInt64 {

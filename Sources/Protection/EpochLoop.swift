@@ -4,8 +4,8 @@ import Hypervisor
 import MemoryPool
 import Model
 
-/// The thread that commits a primary's epochs, until it is told to end or something ends it. It also empties the gate and
-/// releases frames, so that no other thread has to be woken for them.
+/// The thread that commits a primary's epochs, until it is told to end or something ends it. It
+/// also empties the gate and releases frames, so that no other thread has to be woken for them.
 package final class EpochLoop: @unchecked Sendable {
     /// Why the loop has ended.
     package enum End: Sendable {
@@ -112,7 +112,8 @@ package final class EpochLoop: @unchecked Sendable {
 
     /// Frames that the network did not take are offered again after this.
     private static let releaseAgainNanoseconds: UInt64 = 500_000
-    /// The disk log tells when something became durable; should that be lost, this is how long it takes.
+    /// The disk log tells when something became durable; should that be lost, this is how long it
+    /// takes.
     private static let durableAgainNanoseconds: UInt64 = 5_000_000
 
     private func run() -> End {
@@ -125,6 +126,10 @@ package final class EpochLoop: @unchecked Sendable {
         var silence = Silence()
         while true {
             var wake = min(due(pacing), silence.looksAt)
+            // An idle guest is looked at as often as others are committed.
+            if pacing.isIdle {
+                wake = min(wake, MonotonicClock.nowNanoseconds() + epochMaximumNanoseconds)
+            }
             if output?.isReleasing ?? false {
                 let isHeld = committer.disks?.isHolding ?? false
                 let pause = isHeld ? Self.durableAgainNanoseconds : Self.releaseAgainNanoseconds
@@ -133,12 +138,13 @@ package final class EpochLoop: @unchecked Sendable {
             let connection = committer.disks?.connection
             let (isAsked, hasFrames) = wait.wait(
                 untilNanoseconds: wake, disks: connection?.descriptor ?? -1)
-            // One whose plugin has ended stays readable: its supervisor finds another, and until then time goes on.
+            // One whose plugin has ended stays readable: its supervisor finds another, and until
+            // then time goes on.
             if let connection, wait.hasDisks, !connection.drain() { usleep(1_000) }
             if withLock({ stopping }) { return .stopped }
             if committer.tracker.lost { return .lost(qemuGone) }
             if hasFrames { silence = Silence() }
-            if silence.takeDue(), isQEMUEnding() { return .lost(qemuGone) }
+            if silence.takeDue() || pacing.isIdle, isQEMUEnding() { return .lost(qemuGone) }
             do {
                 if hasFrames { try output?.collect() }
                 if let reason = reason(isAsked, pacing) {
@@ -170,7 +176,14 @@ package final class EpochLoop: @unchecked Sendable {
     }
 
     private func due(_ pacing: CommitPacing) -> UInt64 {
-        pacing.due(demand, lastData: committer.output?.lastData)
+        pacing.due(
+            demand, lastData: committer.output?.lastData,
+            isWorking: pacing.isIdle && isWorking)
+    }
+
+    private var isWorking: Bool {
+        committer.segment.undoUsed >= CommitPacing.idlePages
+            || committer.disks?.hasUnsealed ?? false
     }
 
     /// What an error means for the loop; nil: it goes on.
@@ -188,11 +201,13 @@ package final class EpochLoop: @unchecked Sendable {
 
     private func commit(_ reason: CommitReason, _ pacing: inout CommitPacing) throws {
         let report: CommitReport
+        let hasWritten = committer.disks?.hasUnsealed ?? false
         if let running = try committer.commitRunning(.resume) {
             report = running
             pacing.committed(
                 now: MonotonicClock.nowNanoseconds(), pause: report.pauseNanoseconds,
-                frames: report.frames, bytes: report.frameBytes)
+                frames: report.frames, bytes: report.frameBytes, pages: report.dirtyPages,
+                hasWritten: hasWritten)
         } else {
             pacing.notCommitted(now: MonotonicClock.nowNanoseconds())
             guard let standing = try commitPaused() else { return }
@@ -205,9 +220,9 @@ package final class EpochLoop: @unchecked Sendable {
         }
     }
 
-    /// A guest that a user has paused is committed once, if there is anything to commit, so that its last frames get
-    /// out, and then left alone. One that stands still for other reasons (shut down, an I/O error) is not: whoever went on
-    /// from there would stand still as well.
+    /// A guest that a user has paused is committed once, if there is anything to commit, so that
+    /// its last frames get out, and then left alone. One that stands still for other reasons (shut
+    /// down, an I/O error) is not: whoever went on from there would stand still as well.
     private func commitPaused() throws -> CommitReport? {
         let frames = committer.output?.epochFrames ?? 0
         let logged = committer.tracker.withLock { committer.segment.undoUsed }
@@ -239,8 +254,9 @@ package final class EpochLoop: @unchecked Sendable {
     }
 }
 
-/// A guest that has fallen silent may have lost its QEMU, which the kernel tells only when it has taken its memory apart.
-/// So it is looked for a few times, at growing distances, after each sign of life.
+/// A guest that has fallen silent may have lost its QEMU, which the kernel tells only when it has
+/// taken its memory apart. So it is looked for a few times, at growing distances, after each sign
+/// of life.
 private struct Silence {
     private var distance: UInt64 = 3_000_000
     private(set) var looksAt = MonotonicClock.nowNanoseconds() + 3_000_000

@@ -121,4 +121,57 @@ import Testing
         pacing.committed(now: 6_000, pause: Self.pause, frames: 1, bytes: 1)
         #expect(pacing.due(.soon) == 6_000 + CommitPacing.shortestRun)
     }
+
+    // MARK: - Idle guests
+
+    /// One that does nothing that anybody could see.
+    private func idle() -> (CommitPacing, now: UInt64) {
+        var pacing = fresh()
+        var now: UInt64 = 1_000
+        for _ in 0..<CommitPacing.calmEpochsUntilIdle {
+            #expect(!pacing.isIdle && pacing.due(.none) == now + Self.maximum)
+            now = pacing.due(.none) + Self.pause
+            pacing.committed(now: now, pause: Self.pause, frames: 0, bytes: 0, pages: 100)
+        }
+        return (pacing, now)
+    }
+
+    @Test func anIdleGuestsEpochsGetOlderAndItsFramesDoNotWaitLonger() {
+        var (pacing, now) = idle()
+        #expect(pacing.isIdle && pacing.due(.none) == now + CommitPacing.longestIdleEpoch)
+        #expect(pacing.due(.soon) == now + CommitPacing.shortestRun)
+        #expect(pacing.due(.now) == now)
+        now = pacing.due(.none)
+        // As many pages a second as before.
+        pacing.committed(now: now, pause: Self.pause, frames: 0, bytes: 0, pages: 1_000)
+        #expect(pacing.isIdle)
+    }
+
+    @Test func theFirstSignOfWorkEndsIt() {
+        let (pacing, now) = idle()
+        #expect(pacing.due(.none, isWorking: true) == now + Self.maximum)
+        for (frames, pages, hasWritten) in [
+            (1, 100, false), (0, CommitPacing.idlePages, false), (0, 100, true),
+        ] as [(UInt64, UInt64, Bool)] {
+            var pacing = pacing
+            let end = now + Self.maximum
+            pacing.committed(
+                now: end, pause: Self.pause, frames: frames, bytes: 0, pages: pages,
+                hasWritten: hasWritten)
+            #expect(!pacing.isIdle && pacing.due(.none) == end + Self.maximum)
+        }
+        var failed = pacing
+        failed.notCommitted(now: now)
+        #expect(failed.due(.none) == now + Self.maximum)
+    }
+
+    @Test func whoAsksForLongEpochsGetsNoLongerOnes() {
+        for maximum in [1_000_000, 2_000_000_000] as [UInt64] {
+            var pacing = CommitPacing(epochMaximumNanoseconds: maximum, now: 0)
+            for _ in 0..<CommitPacing.calmEpochsUntilIdle {
+                pacing.committed(now: 0, pause: 0, frames: 0, bytes: 0, pages: 0)
+            }
+            #expect(pacing.due(.none) == max(maximum, maximum == 1_000_000 ? 10_000_000 : 0))
+        }
+    }
 }
