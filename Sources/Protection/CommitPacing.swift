@@ -41,7 +41,7 @@ package struct CommitPacing: Equatable, Sendable {
     package static let idleEpochs: UInt64 = 10
     package static let longestIdleEpoch: UInt64 = 500_000_000
     /// Little work: fewer touched pages than these in the time of an ordinary epoch.
-    package static let idlePages: UInt64 = 256
+    package static let idlePages: UInt64 = 64
 
     package let epochMaximum: UInt64
     /// Epochs with little work, the last ones in a row.

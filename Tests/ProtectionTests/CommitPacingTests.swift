@@ -131,7 +131,7 @@ import Testing
         for _ in 0..<CommitPacing.calmEpochsUntilIdle {
             #expect(!pacing.isIdle && pacing.due(.none) == now + Self.maximum)
             now = pacing.due(.none) + Self.pause
-            pacing.committed(now: now, pause: Self.pause, frames: 0, bytes: 0, pages: 100)
+            pacing.committed(now: now, pause: Self.pause, frames: 0, bytes: 0, pages: 30)
         }
         return (pacing, now)
     }
@@ -143,7 +143,7 @@ import Testing
         #expect(pacing.due(.now) == now)
         now = pacing.due(.none)
         // As many pages a second as before.
-        pacing.committed(now: now, pause: Self.pause, frames: 0, bytes: 0, pages: 1_000)
+        pacing.committed(now: now, pause: Self.pause, frames: 0, bytes: 0, pages: 300)
         #expect(pacing.isIdle)
     }
 
@@ -151,7 +151,7 @@ import Testing
         let (pacing, now) = idle()
         #expect(pacing.due(.none, isWorking: true) == now + Self.maximum)
         for (frames, pages, hasWritten) in [
-            (1, 100, false), (0, CommitPacing.idlePages, false), (0, 100, true),
+            (1, 30, false), (0, CommitPacing.idlePages, false), (0, 30, true),
         ] as [(UInt64, UInt64, Bool)] {
             var pacing = pacing
             let end = now + Self.maximum
