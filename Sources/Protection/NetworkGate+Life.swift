@@ -30,6 +30,7 @@ extension NetworkGate {
         try attachment.setFilters(on: true, monitor: monitor)
         FaultPoint.reached("gate.promotion-switched")
         var report = GatePromotionReport()
+        begin()
         let before = figures().releasedFrames
         _ = try release(upTo: limit)
         report.sentFrames = figures().releasedFrames - before
@@ -49,11 +50,12 @@ extension NetworkGate {
         var stuck: Set<Int> = []
         while case .frame(let frame) = inputLog.frame(at: position, before: limit) {
             position = frame.end
-            guard let port = attachment.ports.first(where: { $0.nic.index == frame.nic }),
-                !stuck.contains(frame.nic), replay(frame, to: port, deadline: deadline)
+            let nic = Self.nic(of: frame)
+            guard let port = attachment.ports.first(where: { $0.nic.index == nic }),
+                !stuck.contains(nic), replay(frame, to: port, deadline: deadline)
             else {
                 report.refusedFrames += 1
-                stuck.insert(frame.nic)
+                stuck.insert(nic)
                 continue
             }
             report.replayedFrames += 1

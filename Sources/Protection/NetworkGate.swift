@@ -59,6 +59,10 @@ package final class NetworkGate: PacketGate, @unchecked Sendable {
     let inputLog: FrameLog
     package let descriptors: [Int32]
 
+    /// The last digits of our generation, which each frame in the logs carries.
+    private let writer: Int
+    /// Where our own frames begin in the output log.
+    private var firstOwn: UInt64
     private var messages: [GateMessages]
     /// Of each port, as the tap had it last.
     private var tapHeaders: [Int]
@@ -95,6 +99,8 @@ package final class NetworkGate: PacketGate, @unchecked Sendable {
         self.outputLog = outputLog
         self.inputLog = inputLog
         let ports = attachment.ports
+        writer = Int(generation.number & 0xff)
+        firstOwn = outputLog.head
         descriptors = ports.flatMap { [$0.output, $0.input] }
         messages = Array(repeating: GateMessages(), count: 2 * ports.count)
         tapHeaders = Array(repeating: 0, count: ports.count)
@@ -112,6 +118,11 @@ package final class NetworkGate: PacketGate, @unchecked Sendable {
         prefix.deallocate()
         counters.deallocate()
     }
+
+    /// The log has been cut to the last commit: what is behind that is ours.
+    func begin() { firstOwn = min(firstOwn, outputLog.head) }
+
+    static func nic(of frame: LoggedFrame) -> Int { frame.nic & 0xff }
 
     private func reachesEnd(_ position: UInt64, _ limit: UInt64) -> Bool {
         if case .end = outputLog.frame(at: position, before: limit) { true } else { false }
@@ -148,9 +159,10 @@ package final class NetworkGate: PacketGate, @unchecked Sendable {
     }
 
     package var heldFrames: UInt64 {
-        // Read in this order, released never is ahead.
+        // Read in this order, released never is ahead; unless somebody else wrote to the log (a lie of a fence).
         let released = value(.releasedFrames)
-        return value(.collected) - released
+        let collected = value(.collected)
+        return collected - min(collected, released)
     }
 
     /// Any thread may ask.
@@ -158,8 +170,9 @@ package final class NetworkGate: PacketGate, @unchecked Sendable {
         var figures = GateFigures()
         figures.releasedFrames = value(.releasedFrames)
         figures.releasedBytes = value(.releasedBytes)
-        figures.heldFrames = value(.collected) - figures.releasedFrames
-        figures.heldBytes = value(.collectedBytes) - figures.releasedBytes
+        let (collected, collectedBytes) = (value(.collected), value(.collectedBytes))
+        figures.heldFrames = collected - min(collected, figures.releasedFrames)
+        figures.heldBytes = collectedBytes - min(collectedBytes, figures.releasedBytes)
         figures.mirroredFrames = value(.mirrored)
         figures.droppedFrames = value(.dropped)
         figures.unkeptFrames = value(.unkept)
@@ -184,11 +197,11 @@ package final class NetworkGate: PacketGate, @unchecked Sendable {
     private var demand: GateDemand {
         let committed = segment.committedLogs ?? LogPositions()
         let output = outputLog.head
-        if output > committed.output, output - segment.releasedOutput > outputLog.capacityBytes / 2
+        if output > committed.output, output &- segment.releasedOutput > outputLog.capacityBytes / 2
         {
             return .now
         }
-        if inputLog.head - committed.input > inputLog.capacityBytes / 2 { return .now }
+        if inputLog.head &- committed.input > inputLog.capacityBytes / 2 { return .now }
         return output > committed.output ? .soon : .none
     }
 
@@ -259,11 +272,14 @@ package final class NetworkGate: PacketGate, @unchecked Sendable {
             return
         }
         if headerBytes > 0, Self.isAnnouncement(bytes, length, nic) { return }
+        let number = nic.index | writer << 8
         if isOutput {
+            // Who has been fenced, and goes on, must not write among the frames of whoever goes on in its place.
+            guard segment.position.generation == generation else { return count(.dropped) }
             let tail = segment.releasedOutput
             guard
                 outputLog.append(
-                    bytes, count: length, nic: nic.index, headerBytes: headerBytes,
+                    bytes, count: length, nic: number, headerBytes: headerBytes,
                     keepingFrom: tail)
             else { return count(.dropped) }
             count(.collectedBytes, UInt64(length))
@@ -272,7 +288,7 @@ package final class NetworkGate: PacketGate, @unchecked Sendable {
             let tail = segment.committedLogs?.input ?? 0
             guard
                 inputLog.append(
-                    bytes, count: length, nic: nic.index, headerBytes: headerBytes,
+                    bytes, count: length, nic: number, headerBytes: headerBytes,
                     keepingFrom: tail)
             else { return count(.unkept) }
             count(.mirrored)
@@ -340,7 +356,10 @@ package final class NetworkGate: PacketGate, @unchecked Sendable {
 
     /// - Returns: false when the tap takes nothing now.
     private func write(_ frame: LoggedFrame) -> Bool {
-        guard let index = attachment.ports.firstIndex(where: { $0.nic.index == frame.nic }),
+        // One that stood still between the look at the generation and its write may have left something here.
+        let isOurs = frame.start < firstOwn || frame.nic >> 8 == writer
+        guard isOurs,
+            let index = attachment.ports.firstIndex(where: { $0.nic.index == Self.nic(of: frame) }),
             let start = frame.bytes.baseAddress
         else {
             count(.dropped)

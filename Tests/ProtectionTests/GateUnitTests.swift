@@ -220,6 +220,31 @@ import Testing
         #expect(bench.left(nic: 0) == [])
     }
 
+    /// It was frozen, and goes on although its successor runs: nothing of its guest gets among the successor's frames.
+    @Test func aFencedGateWritesNothing() throws {
+        let bench = try Bench()
+        try bench.commit()
+        try bench.segment.raiseGeneration(to: Generation(2))
+        let next = try NetworkGate(
+            bench.attachment, segment: bench.segment, generation: Generation(2))
+        let log = try #require(bench.segment.outputLog)
+        let head = log.head
+        bench.guestSends(frame(1), nic: 0)
+        _ = try bench.gate.collect()
+        #expect(log.head == head)
+        // It had looked at the generation just before it was frozen.
+        let late = frame(2)
+        #expect(log.append(late, count: late.count, nic: 1 << 8, headerBytes: 0, keepingFrom: head))
+        bench.guestSends(frame(3), nic: 0)
+        _ = try next.collect()
+        try bench.segment.publish(
+            epoch: bench.segment.position.epoch.next, generation: Generation(2), stateLength: 0,
+            logs: next.positions)
+        #expect(try next.release())
+        #expect(bench.left(nic: 0) == [frame(3)])
+        #expect(next.heldFrames == 0)
+    }
+
     @Test func aSlowNetworkGetsTheRestLater() throws {
         let bench = try Bench(outputLogBytes: 2 << 20, tapBytes: 64 << 10)
         let frames = (0..<1_000).map { frame($0, 1_000) }
