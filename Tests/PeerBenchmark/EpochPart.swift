@@ -75,6 +75,20 @@ struct EpochPart {
         defer { directory.remove() }
         let peer = try make(name, directory.url) { results.remark(Self.part, name, $0) }
         defer { peer.end() }
+        do {
+            try measure(peer, name, &results)
+        } catch {
+            guard let colo = peer as? Colo else { throw error }
+            throw FtvmError(wrapping: error, "COLO has stopped working: \(colo.account)")
+        }
+        if let complaints = (peer as? MigrationCheckpoints)?.complaints {
+            for complaint in complaints { results.remark(Self.part, name, complaint) }
+        }
+    }
+
+    private func measure(
+        _ peer: any Peer, _ name: String, _ results: inout BenchmarkResults
+    ) throws {
         let control = try peer.guest.waitForControl()
         for workload in Self.workloads(isQuick: options.isQuick) {
             _ = try control.ask("dirty \(workload.rate) \(workload.mebibytes)")
@@ -95,9 +109,6 @@ struct EpochPart {
                 }
             }
             note(window, workload, peer, name, &results)
-        }
-        if let complaints = (peer as? MigrationCheckpoints)?.complaints {
-            for complaint in complaints { results.remark(Self.part, name, complaint) }
         }
     }
 

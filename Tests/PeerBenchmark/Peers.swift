@@ -131,6 +131,15 @@ final class Colo: Peer {
         }
     }
 
+    /// What either side is at, for whoever wonders why nothing goes on.
+    var account: String {
+        [("primary", guest), ("secondary", secondary)].map { side, guest in
+            let status = (try? guest.monitor.status().status) ?? "its monitor does not answer"
+            let complaints = guest.complaints.split(separator: "\n").joined(separator: "; ")
+            return "\(side): \(status)" + (complaints.isEmpty ? "" : " (\(complaints))")
+        }.joined(separator: ", ")
+    }
+
     func end() {
         guest.kill()
         secondary.kill()
