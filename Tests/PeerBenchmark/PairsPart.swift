@@ -66,7 +66,7 @@ struct PairsPart {
     ) async throws {
         // What was just enabled comes to rest.
         try await Task.sleep(for: .seconds(3))
-        let seconds = options.isQuick ? 15.0 : 30.0
+        let seconds = options.isQuick ? 10.0 : 30.0
         let before = try await used(lab)
         let began = monotonicNanoseconds()
         try await Task.sleep(for: .seconds(seconds))
