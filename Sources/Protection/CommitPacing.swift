@@ -6,6 +6,10 @@
 /// frames too.) A bulk sender that has fallen silent has filled its connections' windows, and waits
 /// for acknowledgements of what we hold: its long run ends then.
 ///
+/// A guest that was still sending when it was stopped has more to say, to other clients than those that wait: stopped
+/// after each word it would stand still for most of its time, and all of them would wait for that. Its runs get longer,
+/// up to the same multiple of a pause; one that had fallen silent has short runs again.
+///
 /// A guest that has sent nothing, written to no disk and touched little for a while is idle. Nobody
 /// outside could tell how far a failover would take it back, so its epochs get older; the first
 /// sign of work ends that at once, at the latest after an ordinary epoch.
@@ -26,6 +30,11 @@ package struct CommitPacing: Equatable, Sendable {
     /// A bulk sender without data for half a pause, and for no less than this, has nothing more to
     /// send.
     package static let shortestQuiet: UInt64 = 300_000
+
+    /// Frames that came so shortly before the stop say that the guest was still sending, if there were so many at least in
+    /// the epoch: one answer to one client is no sign of it.
+    package static let stillSending: UInt64 = 600_000
+    package static let stillSendingFrames: UInt64 = 2
 
     /// A guest that was just promoted is cold: everything costs it more, and several clients wait
     /// for an answer.
@@ -70,10 +79,12 @@ package struct CommitPacing: Equatable, Sendable {
     package var isIdle: Bool { calmEpochs >= Self.calmEpochsUntilIdle }
 
     /// A commit has been made; its epoch had this output, and touched so many pages.
-    /// - Parameter hasWritten: to a disk.
+    /// - Parameters:
+    ///   - hasWritten: to a disk.
+    ///   - lastFrame: when the last of its frames came.
     package mutating func committed(
         now: UInt64, pause: UInt64, frames: UInt64, bytes: UInt64, pages: UInt64 = .max,
-        hasWritten: Bool = false
+        hasWritten: Bool = false, lastFrame: UInt64? = nil
     ) {
         let ordinaryEpochs = max(1, (now &- began) / epochMaximum)
         let isCalm = frames == 0 && !hasWritten && pages / ordinaryEpochs < Self.idlePages
@@ -82,9 +93,14 @@ package struct CommitPacing: Equatable, Sendable {
         hasFailed = false
         meanPause = meanPause == 0 ? pause : (meanPause * 7 + pause) / 8
         let shortest = min(Self.shortestRun, epochMaximum)
+        let longest = min(max(Self.runPerPause * meanPause, shortest), epochMaximum)
+        let wasSending =
+            frames >= Self.stillSendingFrames
+            && lastFrame.map { $0 + pause + Self.stillSending >= now } ?? false
         if frames >= Self.bulkFrames || bytes >= Self.bulkBytes {
-            let longest = min(max(Self.runPerPause * meanPause, shortest), epochMaximum)
             minimumRun = min(max(minimumRun, shortest) * 2, longest)
+        } else if wasSending {
+            minimumRun = min(max(minimumRun, shortest) * 3 / 2, longest)
         } else if frames < Self.calmFrames && bytes < Self.calmBytes {
             minimumRun = shortest
         }

@@ -201,13 +201,14 @@ package final class EpochLoop: @unchecked Sendable {
 
     private func commit(_ reason: CommitReason, _ pacing: inout CommitPacing) throws {
         let report: CommitReport
+        var lastFrame: UInt64? { committer.output?.lastArrival }
         let hasWritten = committer.disks?.hasUnsealed ?? false
         if let running = try committer.commitRunning(.resume) {
             report = running
             pacing.committed(
                 now: MonotonicClock.nowNanoseconds(), pause: report.pauseNanoseconds,
                 frames: report.frames, bytes: report.frameBytes, pages: report.dirtyPages,
-                hasWritten: hasWritten)
+                hasWritten: hasWritten, lastFrame: lastFrame)
         } else {
             pacing.notCommitted(now: MonotonicClock.nowNanoseconds())
             guard let standing = try commitPaused() else { return }

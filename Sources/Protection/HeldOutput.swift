@@ -20,6 +20,8 @@ final class HeldOutput: MonitorAttendant {
     private var committedOutput: UInt64
     /// When the first frame of the running epoch came.
     private var firstArrival: UInt64?
+    /// When the last frame came, of any epoch.
+    private(set) var lastArrival: UInt64?
     /// When its last data came: more than acknowledgements.
     private(set) var lastData: UInt64?
     private static let leastDataBytes: UInt64 = 1 << 10
@@ -59,6 +61,7 @@ final class HeldOutput: MonitorAttendant {
         epochFrames += arrived
         let now = MonotonicClock.nowNanoseconds()
         if firstArrival == nil { firstArrival = now }
+        lastArrival = now
         if gate.positions.output &- start >= Self.leastDataBytes { lastData = now }
     }
 

@@ -122,6 +122,30 @@ import Testing
         #expect(pacing.due(.soon) == 6_000 + CommitPacing.shortestRun)
     }
 
+    /// With many clients, each of which waits for its answer: the guest is not stopped after each of them.
+    @Test func aGuestThatWasStillSendingRunsLongerUntilItFallsSilent() {
+        var pacing = fresh()
+        var now: UInt64 = 1_000
+        for _ in 0..<10 {
+            let stop = pacing.due(.soon)
+            now = stop + Self.pause
+            pacing.committed(
+                now: now, pause: Self.pause, frames: 3, bytes: 300, lastFrame: stop - 100_000)
+        }
+        #expect(pacing.minimumRun == CommitPacing.runPerPause * Self.pause)
+        var one = pacing
+        let stop = pacing.due(.soon)
+        now = stop + Self.pause
+        pacing.committed(
+            now: now, pause: Self.pause, frames: 3, bytes: 300,
+            lastFrame: stop - CommitPacing.stillSending - 1)
+        #expect(pacing.minimumRun == CommitPacing.shortestRun)
+        // One answer to one client.
+        one.committed(
+            now: now, pause: Self.pause, frames: 1, bytes: 100, lastFrame: stop - 100_000)
+        #expect(one.minimumRun == CommitPacing.shortestRun)
+    }
+
     // MARK: - Idle guests
 
     /// One that does nothing that anybody could see.
