@@ -91,7 +91,9 @@ extension PairDecision {
 
     /// A failover is due, and cannot be begun.
     private static func stuck(_ reason: String, _ record: PairRecord) -> [PairAction] {
-        record.state == .failingOver && record.reason == reason
+        // Not against the primary's own word, like a wait for a fence.
+        if record.state != .failingOver && PairReason.isRefuted(record.reason) { return [] }
+        return record.state == .failingOver && record.reason == reason
             ? [] : [.reportStuck(reason: reason)]
     }
 

@@ -326,8 +326,7 @@ extension PairAction {
             record.reason = PairReason.waiting(for: suspects, reason)
             event = .init(.waitingForFence, "\(name) is \(record.reason)")
         case .reportStuck(let reason):
-            // Not against the primary's own word, like a wait for a fence.
-            guard record.isUnderProtection, record.promoting == nil,
+            guard record.isUnderProtection,
                 record.state == .failingOver || !PairReason.isRefuted(record.reason)
             else { return false }
             record.state = .failingOver
