@@ -41,7 +41,16 @@ struct Combination: Sendable, CustomTestStringConvertible {
         return domain
     }
 
-    static var chosen: [Combination] { Domains.isFull ? all : few }
+    /// FTVM_DOMAINS_PART, such as 1/2: of all combinations only every second, from the first on. So two runs share the work.
+    static var chosen: [Combination] {
+        guard Domains.isFull else { return few }
+        let part = (Settings.variable("FTVM_DOMAINS_PART") ?? "1/1").split(separator: "/")
+            .compactMap { Int($0) }
+        precondition(
+            part.count == 2 && part[0] >= 1 && part[0] <= part[1],
+            "FTVM_DOMAINS_PART is a number of a number, such as 1/2")
+        return stride(from: part[0] - 1, to: all.count, by: part[1]).map { all[$0] }
+    }
 
     /// Nearly every value of everything is in one of these; one CPU and no screen have all other suites.
     private static let few = [
