@@ -141,7 +141,8 @@ package final class TestLab: Sendable {
         for pid in pids { Foundation.kill(pid, SIGKILL) }
         try await eventually("\(victims.count) hosts are dead") { () async throws -> Void? in
             let left = try await self.status().hosts.filter { victims.contains($0.name) }
-            return left.allSatisfy { $0.pid == nil } ? () : nil
+            // The first process may be gone while others still give their memory back.
+            return left.allSatisfy { $0.pid == nil && $0.processes.isEmpty } ? () : nil
         }
     }
 
