@@ -18,6 +18,16 @@ enum HostBootScript {
         # Without the machine's cgroups, which the hosts' libvirt daemons would otherwise share.
         umount --recursive --lazy /sys
         mount -t sysfs sysfs /sys
+        # Nor other labs' file systems, those that are there and those to come: libvirtd looks at each hugetlbfs that it
+        # hears of, and does not start when it cannot find one, as below our own /run.
+        tac /proc/mounts | while read -r _ path _; do
+            case $path in
+                "$FTVM_LAB" | "$FTVM_LAB"/*) ;;
+                /run/*) umount --lazy "$path" ;;
+            esac
+        done
+        mount --make-private /
+        ! mountpoint --quiet /run || mount --make-private /run
         # An empty /run as after a reboot: no D-Bus, no systemd, but the lab's own directory.
         exec 3<"$FTVM_LAB"
         mount -t tmpfs -o mode=755,size=64m ftvm-host /run

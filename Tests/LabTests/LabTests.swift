@@ -180,6 +180,24 @@ extension RealLabs {
             #expect(try total() == before)
         }
 
+        /// libvirtd does not start where it hears of a hugetlbfs that it cannot find.
+        @Test func anotherLabsHugePagesDisturbNobody() async throws {
+            var specification = LabSpecification()
+            specification.hostCount = 2
+            let lab = try await up(specification)
+            let other = try LabLayout(name: "ftvm-lab-test-other")
+            try await Lab.down(other, progress: { _ in })
+            specification.hugePages = 2
+            let second = try await Lab.up(specification, layout: other, progress: { _ in })
+            for (one, name) in [(lab, h2), (second, h1)] {
+                try await one.kill(name)
+                try await one.start(name)
+                #expect(try await state(one, name) == .running)
+            }
+            try await Lab.down(other, progress: { _ in })
+            try await down()
+        }
+
         @Test func orphansAreReaped() async throws {
             let lab = try await up()
             let script = "for i in 1 2 3 4 5; do (setsid sleep 0.05 &) ; done"
