@@ -59,7 +59,7 @@ extension PairDecision {
         let order = failoverOrder(situation, record)
         guard let candidate = order.candidates.first else {
             guard situation.isScribe(for: record) else { return [] }
-            return stuck("no host can go on from the segment: \(order.rejections)", record)
+            return note("no host can go on from the segment: \(order.rejections)", record)
         }
         guard candidate == situation.me else { return [] }
         if record.isToBeGivenUp { return giveUp(situation, record) }

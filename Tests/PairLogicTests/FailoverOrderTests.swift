@@ -131,8 +131,8 @@ private func view(
         #expect(
             PairDecision.decide(seen)
                 == [
-                    .reportStuck(
-                        reason: "no host can go on from the segment: "
+                    .noteReason(
+                        "no host can go on from the segment: "
                             + "h1: dead; h2: pool ram0 not visible; h3: dead")
                 ])
     }
