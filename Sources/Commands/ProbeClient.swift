@@ -23,7 +23,7 @@ final class ProbeClient: @unchecked Sendable {
     private let address: sockaddr_in
     private let usesTCP: Bool
     private let state = Mutex(State())
-    private var thread = pthread_t()
+    private var thread: OwnThread?
 
     /// - Parameter target: `10.77.0.10` or `10.77.0.10:7777`.
     /// - Throws: `invalidArgument` for anything else.
@@ -54,27 +54,16 @@ final class ProbeClient: @unchecked Sendable {
     }
 
     func start() throws {
-        let context = Unmanaged.passRetained(self)
-        let result = pthread_create(
-            &thread, nil,
-            { context in
-                guard let context else { return nil }
-                let probe = Unmanaged<ProbeClient>.fromOpaque(context).takeRetainedValue()
-                if probe.usesTCP { probe.connectOnAndOn() } else { probe.pingOnAndOn() }
-                return nil
-            }, context.toOpaque())
-        guard result == 0 else {
-            context.release()
-            throw FtvmError(
-                .resourceExhausted, "cannot start the probe",
-                cause: String(cString: strerror(result)))
+        thread = try OwnThread("ftvm-probe") {
+            if self.usesTCP { self.connectOnAndOn() } else { self.pingOnAndOn() }
         }
     }
 
     /// Ends the probe and waits for its thread.
     func stop() {
         state.withLock { $0.isStopped = true }
-        pthread_join(thread, nil)
+        thread?.join()
+        thread = nil
     }
 
     var answered: Int { state.withLock { $0.answers.count } }

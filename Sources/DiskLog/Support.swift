@@ -134,36 +134,3 @@ final class SharedLock: @unchecked Sendable {
         return body()
     }
 }
-
-/// A thread of its own that can be joined. No Foundation: the plugin is loaded into nbdkit.
-final class OwnThread: @unchecked Sendable {
-    private final class Body {
-        let name: String
-        let run: @Sendable () -> Void
-        init(_ name: String, _ run: @escaping @Sendable () -> Void) {
-            (self.name, self.run) = (name, run)
-        }
-    }
-    private let thread: pthread_t
-
-    init(_ name: String, _ run: @escaping @Sendable () -> Void) throws {
-        var thread = pthread_t()
-        let body = Unmanaged.passRetained(Body(name, run))
-        let result = pthread_create(
-            &thread, nil,
-            { argument in
-                guard let argument else { return nil }
-                let body = Unmanaged<Body>.fromOpaque(argument).takeRetainedValue()
-                ftvm_name_thread(body.name)
-                body.run()
-                return nil
-            }, body.toOpaque())
-        guard result == 0 else {
-            body.release()
-            throw diskError(-result, "cannot start a thread")
-        }
-        self.thread = thread
-    }
-
-    func join() { pthread_join(thread, nil) }
-}

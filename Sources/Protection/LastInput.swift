@@ -31,21 +31,11 @@ package final class LastInput: @unchecked Sendable {
         gate.collectFromTaps()
         FaultPoint.reached("gate.collected-last")
         guard let lock = try? gate.segment.takeInputLock() else { return gate.close() }
-        let context = Unmanaged.passRetained(LastInput(gate, lock))
-        var thread = pthread_t()
-        let result = pthread_create(
-            &thread, nil,
-            { context in
-                guard let context else { return nil }
-                ftvm_name_thread("ftvm-input")
-                Unmanaged<LastInput>.fromOpaque(context).takeRetainedValue().run()
-                return nil
-            }, context.toOpaque())
-        guard result == 0 else {
-            context.release()
+        let input = LastInput(gate, lock)
+        guard let thread = try? OwnThread("ftvm-input", { input.run() }) else {
             return gate.close()
         }
-        pthread_detach(thread)
+        thread.detach()
     }
 
     private func run() {

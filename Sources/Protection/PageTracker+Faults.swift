@@ -8,16 +8,7 @@ extension PageTracker {
     /// Neighbouring pages logged and unprotected together once a writer is seen to go through memory in order.
     private static let largestCluster: UInt64 = 16
 
-    static let threadMain: @convention(c) (UnsafeMutableRawPointer?) -> UnsafeMutableRawPointer? =
-        { context in
-            guard let context else { return nil }
-            let tracker = Unmanaged<PageTracker>.fromOpaque(context).takeRetainedValue()
-            ftvm_name_thread("ftvm-faults")
-            tracker.handleFaults()
-            return nil
-        }
-
-    private func handleFaults() {
+    func handleFaults() {
         let faults = UnsafeMutablePointer<ftvm_fault>.allocate(capacity: 64)
         defer { faults.deallocate() }
         var patience = FaultPatience()

@@ -54,8 +54,7 @@ package final class PageTracker: @unchecked Sendable {
     /// What the fault thread is to do besides handling faults: bits of `Order`. Atomic; its eventfd says that it changed.
     let orders: UnsafeMutablePointer<UInt64>
     let wakeDescriptor: Int32
-    private var thread = pthread_t()
-    private var running = false
+    private var thread: OwnThread?
     let process: QEMUProcess
 
     /// Faults handled, and overflows of the undo log, since the start. Read without the lock, for figures.
@@ -102,7 +101,7 @@ package final class PageTracker: @unchecked Sendable {
     }
 
     deinit {
-        precondition(!running, "a page tracker is stopped before it goes away")
+        precondition(thread == nil, "a page tracker is stopped before it goes away")
         close(wakeDescriptor)
         ahead?.release()
         orders.deallocate()
@@ -141,19 +140,10 @@ package final class PageTracker: @unchecked Sendable {
     /// Begins to handle faults, as the epoch with this number. Faults that a dead tracker had read are
     /// not delivered again by themselves, so all waiters are woken: they fault anew.
     package func start(epoch: Epoch) throws {
-        precondition(!running, "a page tracker is started once")
+        precondition(thread == nil, "a page tracker is started once")
         runningEpoch = epoch.number
         ftvm_atomic_store_u64(orders, 0)
-        running = true
-        let context = Unmanaged.passRetained(self)
-        let result = pthread_create(&thread, nil, PageTracker.threadMain, context.toOpaque())
-        guard result == 0 else {
-            context.release()
-            running = false
-            throw FtvmError(
-                .resourceExhausted, "cannot start the page tracker's thread",
-                cause: String(cString: strerror(result)))
-        }
+        thread = try OwnThread("ftvm-faults") { self.handleFaults() }
         for block in memory.blocks {
             try expect(
                 ftvm_uffd_wake(uffd, block.hostAddress, block.lengthBytes), "wake waiting vCPUs")
@@ -164,10 +154,10 @@ package final class PageTracker: @unchecked Sendable {
     /// Ends the thread. Pages stay as they are: a write to a protected page then blocks, until another
     /// tracker takes over or `release` is called.
     package func stop() {
-        guard running else { return }
+        guard let thread else { return }
         give(.end)
-        pthread_join(thread, nil)
-        running = false
+        thread.join()
+        self.thread = nil
     }
 
     /// Things that the fault thread is told.
