@@ -5,74 +5,6 @@ import Injection
 import MemoryPool
 import Model
 
-/// What a promotion did about the network.
-package struct GatePromotionReport: Sendable, Hashable {
-    /// Committed frames that were sent, since they were not known to have left.
-    package var sentFrames: UInt64 = 0
-    /// Frames of the lost epoch that were given to the guest again.
-    package var replayedFrames: UInt64 = 0
-    /// Frames that QEMU did not take back in time.
-    package var refusedFrames: UInt64 = 0
-}
-
-// MARK: - Promotion
-
-extension NetworkGate {
-    /// How long a promotion waits for QEMU to take the lost epoch's frames.
-    private static let replayTimeoutNanoseconds: UInt64 = 2_000_000_000
-
-    /// A promoted guest, its state loaded and itself standing still, gets its gate: from here on frames are held. What
-    /// was committed and not known to have left goes out; what reached the guest after the commit reaches it again.
-    /// - Parameter limit: the end of the output log up to which frames may leave.
-    func open(
-        after committed: LogPositions, upTo limit: UInt64 = .max, monitor: any Monitor
-    ) throws -> GatePromotionReport {
-        try attachment.setFilters(on: true, monitor: monitor)
-        FaultPoint.reached("gate.promotion-switched")
-        var report = GatePromotionReport()
-        begin()
-        let before = figures().releasedFrames
-        _ = try release(upTo: limit)
-        report.sentFrames = figures().releasedFrames - before
-        FaultPoint.reached("gate.promotion-sent")
-        // The network knows by QEMU's announcement where the guest is.
-        LastInput.close(segment, before: generation)
-        replay(after: committed.input, &report)
-        FaultPoint.reached("gate.promotion-replayed")
-        return report
-    }
-
-    private func replay(after position: UInt64, _ report: inout GatePromotionReport) {
-        let deadline = MonotonicClock.nowNanoseconds() + Self.replayTimeoutNanoseconds
-        let limit = inputLog.head
-        var position = position
-        // A port that did not take a frame whole gets no more: it would be read as the rest of that one.
-        var stuck: Set<Int> = []
-        while case .frame(let frame) = inputLog.frame(at: position, before: limit) {
-            position = frame.end
-            let nic = Self.nic(of: frame)
-            guard let port = attachment.ports.first(where: { $0.nic.index == nic }),
-                !stuck.contains(nic), replay(frame, to: port, deadline: deadline)
-            else {
-                report.refusedFrames += 1
-                stuck.insert(nic)
-                continue
-            }
-            report.replayedFrames += 1
-        }
-        // All of it is QEMU's before the guest runs: what comes from the network then comes after it.
-        for port in attachment.ports {
-            while ftvm_gate_unread(port.replay) > 0,
-                MonotonicClock.nowNanoseconds() < deadline
-            {
-                usleep(50)
-            }
-        }
-    }
-}
-
-// MARK: - Adoption
-
 extension NetworkGate {
     /// The gate of a primary whose ftvmd died, as it must be: complete and switched on; gone where the pair is being
     /// disabled. `found` is there already, and `pump` empties its sockets; where that gate goes, the pump is stopped.
@@ -180,34 +112,17 @@ extension NetworkGate {
 final class GatePump: @unchecked Sendable {
     private let gate: NetworkGate
     private let ended: UnsafeMutablePointer<UInt64>
-    private var thread = pthread_t()
-    private var started = false
+    private var thread: OwnThread?
 
     init(_ gate: NetworkGate) throws {
         self.gate = gate
         ended = .allocate(capacity: 1)
         ended.initialize(to: 0)
-        let context = Unmanaged.passRetained(self)
-        let result = pthread_create(
-            &thread, nil,
-            { context in
-                guard let context else { return nil }
-                let pump = Unmanaged<GatePump>.fromOpaque(context).takeRetainedValue()
-                ftvm_name_thread("ftvm-gate")
-                pump.run()
-                return nil
-            }, context.toOpaque())
-        guard result == 0 else {
-            context.release()
-            throw FtvmError(
-                .resourceExhausted, "cannot start the thread of the network gate",
-                cause: String(cString: strerror(result)))
-        }
-        started = true
+        thread = try OwnThread("ftvm-gate") { self.run() }
     }
 
     deinit {
-        precondition(!started, "a pump is stopped before it goes away")
+        precondition(thread == nil, "a pump is stopped before it goes away")
         ended.deallocate()
     }
 
@@ -221,9 +136,9 @@ final class GatePump: @unchecked Sendable {
 
     /// Afterwards the gate is the caller's alone.
     func stop() {
-        guard started else { return }
+        guard let thread else { return }
         ftvm_atomic_store_u64(ended, 1)
-        pthread_join(thread, nil)
-        started = false
+        thread.join()
+        self.thread = nil
     }
 }

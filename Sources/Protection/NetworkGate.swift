@@ -68,7 +68,7 @@ package final class NetworkGate: PacketGate, @unchecked Sendable {
     private var tapHeaders: [Int]
     private let slots: UnsafeMutableRawPointer
     private let lengths: UnsafeMutablePointer<UInt32>
-    private let prefix: UnsafeMutableRawPointer
+    let prefix: UnsafeMutableRawPointer
     private let counters: UnsafeMutablePointer<UInt64>
 
     private enum Counter: Int, CaseIterable {
@@ -81,7 +81,7 @@ package final class NetworkGate: PacketGate, @unchecked Sendable {
     /// A stopped guest's socket is empty after fewer rounds; a running guest cannot keep us here for ever.
     private static let roundLimit = 4_096
     /// Destination, source and type.
-    private static let ethernetHeaderBytes = 14
+    static let ethernetHeaderBytes = 14
 
     /// - Throws: `.unsupported` for a segment of format 1.0.
     package init(
@@ -251,7 +251,7 @@ package final class NetworkGate: PacketGate, @unchecked Sendable {
     }
 
     /// The virtio-net header of frames as QEMU passes them through filters.
-    private func frameHeaderBytes(_ port: GateAttachment.Port) -> Int {
+    func frameHeaderBytes(_ port: GateAttachment.Port) -> Int {
         port.nic.usesHeader ? tapHeaderBytes(port) : 0
     }
 
@@ -389,44 +389,5 @@ package final class NetworkGate: PacketGate, @unchecked Sendable {
         if let start = frame.bytes.baseAddress {
             memcpy(prefix, start, min(wanted, frame.headerBytes))
         }
-    }
-
-    /// Gives one frame of a lost epoch to a guest that stands still; waits no longer than until `deadline`.
-    /// - Returns: false when QEMU did not take it; nothing may be sent after it.
-    func replay(_ frame: LoggedFrame, to port: GateAttachment.Port, deadline: UInt64) -> Bool {
-        guard let start = frame.bytes.baseAddress else { return true }
-        let wanted = frameHeaderBytes(port)
-        let body = frame.bytes.count - frame.headerBytes
-        // QEMU's reader ends the connection over a frame that is longer than its buffer, and a NIC its queue over one
-        // that is none.
-        guard body >= Self.ethernetHeaderBytes, wanted + body <= FrameLog.largestFrameBytes else {
-            return true
-        }
-        header(of: frame, bytes: wanted)
-        var length = UInt32(wanted + body).bigEndian
-        return withUnsafeBytes(of: &length) { length in
-            guard let lengthStart = length.baseAddress else { return false }
-            return sendAll(port.replay, lengthStart, 4, deadline)
-                && sendAll(port.replay, prefix, wanted, deadline)
-                && sendAll(port.replay, start + frame.headerBytes, body, deadline)
-        }
-    }
-
-    private func sendAll(
-        _ socket: Int32, _ bytes: UnsafeRawPointer, _ count: Int, _ deadline: UInt64
-    ) -> Bool {
-        var done = 0
-        while done < count {
-            let sent = ftvm_gate_send(socket, bytes + done, count - done, nil, 0)
-            if sent > 0 {
-                done += sent
-            } else if sent == -Int(EAGAIN) {
-                guard MonotonicClock.nowNanoseconds() < deadline else { return false }
-                _ = ftvm_socket_wait(socket, true, 1_000)
-            } else {
-                return false
-            }
-        }
-        return true
     }
 }
