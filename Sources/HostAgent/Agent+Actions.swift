@@ -50,20 +50,12 @@ extension Agent {
     /// After a loss of everything: a pair whose segment is gone may have left a journal beside its images, which lack what is
     /// in it. The images' storage is asked only then.
     private func replayJournals() async {
-        var present: [PoolName: Set<String>] = [:]
         for record in records.values.map(\.record) {
             guard let reference = record.segment, runtime(of: record.name).work == nil,
                 runtimes[record.name]?.driver == nil,
                 runtime(of: record.name).journalPath(of: record) != nil
             else { continue }
-            if present[reference.pool] == nil {
-                // A pool that this host does not see may have it all.
-                guard let names = try? environment.pool(reference.pool).segmentNames() else {
-                    continue
-                }
-                present[reference.pool] = Set(names)
-            }
-            guard present[reference.pool]?.contains(reference.name) == false else { continue }
+            guard isGone(reference) else { continue }
             do {
                 _ = try await worker.settleDisks(record)
             } catch {
@@ -307,16 +299,6 @@ extension Agent {
 }
 
 extension PairAction {
-    /// nil: it is no claim.
-    fileprivate var claimedGeneration: Generation? {
-        switch self {
-        case .claimPromotion(let generation), .claimFenced(let generation, _),
-            .claimByHand(let generation), .giveUp(let generation):
-            generation
-        default: nil
-        }
-    }
-
     /// Before and after its swap.
     fileprivate func reachFaultPoint(isDone: Bool) {
         switch self {

@@ -177,13 +177,12 @@ extension Agent {
     }
 
     /// The pool is here, and the segment is not in it.
-    private func isGone(_ reference: SegmentReference?) -> Bool {
-        guard let reference, let pool = try? environment.pool(reference.pool) else { return false }
+    func isGone(_ reference: SegmentReference?) -> Bool {
+        guard let reference else { return false }
         do {
-            _ = try pool.openSegment(name: reference.name, access: .read)
-            return false
+            return try environment.presentSegment(reference) == nil
         } catch {
-            return FtvmError(ours: error).code == .notFound
+            return false
         }
     }
 

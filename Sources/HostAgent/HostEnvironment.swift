@@ -179,6 +179,11 @@ struct HostEnvironment: Sendable {
         try pool(reference.pool).openSegment(name: reference.name, access: access)
     }
 
+    /// nil: it is gone, with all that was in it. One that is only out of sight is an error.
+    func presentSegment(_ reference: SegmentReference) throws -> Segment? {
+        try pool(reference.pool).presentSegment(name: reference.name)
+    }
+
     /// Where the QEMU of a pair makes its monitor's socket on this host.
     func monitorPath(_ pair: PairName) -> String {
         configuration.monitorDirectory + "/" + pair.text.replacing("/", with: "_") + ".sock"

@@ -76,7 +76,7 @@ extension PairWorker {
         let disks = try DomainXML(record.domainXML).guestDisks
         guard !disks.isEmpty else { return true }
         let plugin = diskPlugin(record.name)
-        guard let segment = try presentSegment(of: record) else {
+        guard let segment = try record.segment.flatMap(environment.presentSegment) else {
             guard try await blocking({ try DiskImages.replayJournal(disks) }) else { return true }
             environment.logger.notice(
                 "disk journal replayed", metadata: ["pair": "\(record.name)"])
@@ -91,17 +91,6 @@ extension PairWorker {
             guard let descriptor = try segment.openDiskLog() else { return true }
             return try DiskImages.settle(
                 try DiskLogFile(descriptor: descriptor), disks: disks, plugin: plugin)
-        }
-    }
-
-    /// nil: it is gone, and the disk log with it. One that is only out of sight is an error: it may have writes that are in no image.
-    private func presentSegment(of record: PairRecord) throws -> Segment? {
-        guard let reference = record.segment else { return nil }
-        let pool = try environment.pool(reference.pool)
-        do {
-            return try pool.openSegment(name: reference.name, access: .read)
-        } catch let error as FtvmError where error.code == .notFound {
-            return nil
         }
     }
 

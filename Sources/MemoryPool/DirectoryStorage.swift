@@ -10,13 +10,34 @@ import Model
 struct DirectoryStorage: SegmentStorage {
     let pool: PoolName
     let segments: String
+    private let directory: String
+    /// The file system that the pool is on.
+    private let device: dev_t
 
     static let creatingPrefix = ".creating-"
     static let removingPrefix = ".removing-"
 
-    init(pool: PoolName, directory: String) {
+    init(pool: PoolName, directory: String) throws {
         self.pool = pool
+        self.directory = directory
         self.segments = directory + "/segments"
+        var status = stat()
+        guard stat(directory, &status) == 0 else {
+            throw systemError(lastErrno(), "pool '\(pool)' has no directory '\(directory)'")
+        }
+        device = status.st_dev
+    }
+
+    /// What is not found under the directory is not in the pool: unless somebody unmounted it, and the directory is one
+    /// of another file system now.
+    private func requireMounted() throws {
+        var status = stat()
+        guard stat(directory, &status) == 0, status.st_dev == device else {
+            throw FtvmError(
+                .unavailable, "pool '\(pool)' is not mounted any more",
+                cause: "'\(directory)' is not on the file system that it was on",
+                advice: "if its segments are lost with it, mount a new one and restart ftvmd")
+        }
     }
 
     func path(of file: SegmentFile, of name: String) -> String? {
@@ -30,7 +51,10 @@ struct DirectoryStorage: SegmentStorage {
     /// Everything in `segments`; empty if nothing was ever made.
     private func entries() throws -> [String] {
         guard let directory = opendir(segments) else {
-            if errno == ENOENT { return [] }
+            if errno == ENOENT {
+                try requireMounted()
+                return []
+            }
             throw systemError(lastErrno(), "cannot list the segments of pool '\(pool)'")
         }
         defer { closedir(directory) }
@@ -55,6 +79,7 @@ struct DirectoryStorage: SegmentStorage {
         let result = ftvm_memory_open(
             AT_FDCWD, "\(segments)/\(name)/\(file.rawValue)", writable ? O_RDWR : O_RDONLY, 0)
         guard result >= 0 else {
+            if result == -ENOENT { try requireMounted() }
             throw systemError(
                 result, "cannot open segment '\(name)' of pool '\(pool)'",
                 advice: result == -ENOENT ? "'ftvm pool show' lists the segments" : nil)

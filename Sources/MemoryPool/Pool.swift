@@ -51,7 +51,7 @@ package struct Pool: Sendable {
                     advice: "mount a \(configuration.kind.rawValue) there, or correct ftvmd.toml")
             }
             pageSizeBytes = configuration.kind == .tmpfs ? 4096 : info.block_bytes
-            storage = DirectoryStorage(pool: name, directory: path)
+            storage = try DirectoryStorage(pool: name, directory: path)
         case .memfd:
             let keeper = KeeperStorage(pool: name, directory: path)
             pageSizeBytes = try keeper.pageSizeBytes()
@@ -71,6 +71,16 @@ package struct Pool: Sendable {
             pool: self.name, name: name, access: access, storage: storage,
             ramFile: storage.open(.ram, of: name, writable: writable),
             controlFile: storage.open(.control, of: name, writable: writable))
+    }
+
+    /// Opens a segment to read; nil when the pool is there and the segment is not in it.
+    /// Throws `.unavailable` when the pool itself is not there, and what `openSegment` throws.
+    package func presentSegment(name: String) throws -> Segment? {
+        do {
+            return try openSegment(name: name, access: .read)
+        } catch let error as FtvmError where error.code == .notFound {
+            return nil
+        }
     }
 
     /// Removes a segment and gives its memory back (once the last process has unmapped it); false

@@ -100,3 +100,15 @@ package enum PairAction: Sendable, Hashable {
     /// Remove the segment, then the record (by compare-and-swap).
     case finishDisable
 }
+
+extension PairAction {
+    /// The generation under which whoever does this has the pair from then on; nil: it claims nothing.
+    package var claimedGeneration: Generation? {
+        switch self {
+        case .claimPromotion(let generation), .claimFenced(let generation, _),
+            .claimByHand(let generation), .giveUp(let generation):
+            generation
+        default: nil
+        }
+    }
+}

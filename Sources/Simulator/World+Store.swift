@@ -274,11 +274,8 @@ extension World {
                 if agent.revisions[pair] <= revision {
                     take(host, agent, pair, record, revision + 1)
                 }
-                switch action {
-                case .claimPromotion(let generation), .claimFenced(let generation, _),
-                    .claimByHand(let generation), .giveUp(let generation):
+                if let generation = action.claimedGeneration {
                     agent.runtimes[pair].claimed = generation
-                default: break
                 }
             }
             agent.runtimes[pair].isWriting = false

@@ -38,6 +38,23 @@ import Testing
         #expect(home.entries == [])
     }
 
+    /// Nothing is taken for gone that only cannot be seen.
+    @Test(.enabled(if: isRoot)) func aPoolThatWasUnmountedHasLostNothing() throws {
+        let home = try TestPool(mountOptions: "size=16m")
+        _ = try home.pool.createSegment(smallSegment("a"))
+        #expect(try home.pool.presentSegment(name: "a") != nil)
+        #expect(try home.pool.presentSegment(name: "b") == nil)
+        try #require(umount2(home.directory, Int32(MNT_DETACH)) == 0)
+        for name in ["a", "b"] {
+            let error = try ftvmError(.unavailable) {
+                _ = try home.pool.presentSegment(name: name)
+            }
+            #expect(error.message == "pool 'test' is not mounted any more")
+            _ = try ftvmError(.unavailable) { try home.pool.removeSegment(name: name) }
+        }
+        _ = try ftvmError(.unavailable) { _ = try home.pool.segmentNames() }
+    }
+
     @Test(arguments: [PoolKind.tmpfs, .memfd])
     func segmentsAreMadeListedOpenedAndRemoved(kind: PoolKind) throws {
         let home = try TestPool(kind)
