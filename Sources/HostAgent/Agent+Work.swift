@@ -106,6 +106,7 @@ extension Agent {
             }
             try await worker.settleDisksOrSay(record)
             try await blocking { _ = try oldPool.removeSegment(name: old.name) }
+            FaultPoint.reached("enabling.old-segment-removed")
         }
         let object = try MemoryObject.behind(
             GuestMemory.mainBlock(among: domain.blocks, expectedBytes: record.memoryBytes),
@@ -387,12 +388,15 @@ extension Agent {
         let plugin = worker.diskPlugin(name)
         try await blocking { try plugin.end() }
         try await worker.restoreDefinition(record)
+        FaultPoint.reached("release.definition-restored")
         if let reference = record.segment {
             let pool = try environment.pool(reference.pool)
             try await blocking { _ = try pool.removeSegment(name: reference.name) }
+            FaultPoint.reached("release.segment-removed")
         }
         try await environment.store.delete(statisticsKey(name), expecting: .any)
         try await noteReleased(record)
+        FaultPoint.reached("release.noted")
         await change(name, .finishDisable)
     }
 

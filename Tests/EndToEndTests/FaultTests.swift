@@ -36,7 +36,8 @@ extension EndToEnd {
         ]
         static let releasePoints = [
             "release.network", "gate.giving-back", "gate.switched-off", "gate.removed",
-            "release.mapped", "release.copied", "release.moved",
+            "release.mapped", "release.copied", "release.moved", "release.definition-restored",
+            "release.segment-removed", "release.noted",
         ]
         /// Reached only after another death: ProtectionTests' half gates go through it.
         static let secondPoints = ["gate.renewing"]
@@ -54,6 +55,7 @@ extension EndToEnd {
             // the others.
             let elsewhere = [
                 "segment.", "heartbeat.", "disklog.", "fence.", "failover.", "disks.", "devices.",
+                "enabling.",
             ]
             let missing = found.subtracting(known).filter { point in
                 !elsewhere.contains { point.hasPrefix($0) }
