@@ -36,6 +36,9 @@ extension Agent {
                 else { continue }
                 try await environment.libvirt.start(identifier)
                 logger.notice("started with its host", metadata: ["pair": "\(record.name)"])
+            } catch let error as FtvmError where error.code == .unavailable {
+                // libvirt's daemon is not there yet: the next tick asks again.
+                return
             } catch {
                 logger.error(
                     "cannot start a domain with its host",

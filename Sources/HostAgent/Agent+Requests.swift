@@ -206,7 +206,7 @@ extension Agent {
 
     /// - Parameter discardsState: the guest cannot go on, and its user gives its last state up.
     /// - Throws: `failedPrecondition` when it runs, and nothing has to be given up.
-    func disable(_ name: PairName, discardsState: Bool = false) async throws -> PairRecord {
+    func disable(_ name: PairName, discardsState: Bool) async throws -> PairRecord {
         let record = try await update(name) { record throws(FtvmError) in
             guard !discardsState || record.state == .failingOver else {
                 throw FtvmError(

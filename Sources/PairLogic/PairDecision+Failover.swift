@@ -66,7 +66,8 @@ extension PairDecision {
         // The agent's back-off after a failed try.
         if case .failed = situation.local.driver { return [] }
         guard situation.segmentPresent else {
-            return stuck("\(noSegment(situation, record).message)\(PairReason.wayOut)", record)
+            return stuck(
+                "\(noSegment(situation, record).message)\(PairReason.wayOut(record.name))", record)
         }
         guard let next = record.nextGeneration else {
             return note("its generations are used up: disable and enable it again", record)

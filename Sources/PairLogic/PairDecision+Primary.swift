@@ -65,8 +65,8 @@ extension PairDecision {
             case .unknown where !situation.segmentGone:
                 return []
             case .free, .held, .unknown:
-                // The old segment was removed for a new one that was not made any more, or: an enabling under this generation that got as far as a segment, and whose QEMU is
-                // gone: no generation has two primaries, so begin another.
+                // An enabling under this generation got as far as a segment, and its QEMU is gone: no generation has
+                // two primaries, so begin another. Or the old segment was removed, and the new one not made any more.
                 let isUsed =
                     situation.segmentPosition.map { $0.generation >= record.generation } ?? false
                 if record.state == .unprotected || isUsed { return [.beginEnabling] }

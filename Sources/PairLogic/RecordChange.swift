@@ -363,8 +363,9 @@ enum PairReason {
     static let givenUp = FtvmError(
         .failedPrecondition, "the guest's last state is given up", cause: "its user has said so")
     /// For a guest that cannot go on.
-    static let wayOut =
-        " ('ftvm disable --discard-state' ends the waiting, and what the guest had in memory)"
+    static func wayOut(_ pair: PairName) -> String {
+        " ('ftvm disable \(pair) --discard-state' ends the waiting, and what the guest had in memory)"
+    }
     static let disabling = "it is being given back to libvirt"
     static func replacing(_ old: HostName, by new: HostName) -> String {
         "\(new) makes the secondary, in the place of \(old)"

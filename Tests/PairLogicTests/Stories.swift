@@ -216,9 +216,9 @@ enum Stories {
         = protected, generation 1, primary h1, secondary h2
         > kill h1 ...
         > lose-segment
-        h2: reportStuck(reason: "h2 does not see segment demo of pool ram0 (\\'ftvm disable --discard-state\\' ends the waiting, and what the guest had in memory)")
-            failed: demo cannot go on: h2 does not see segment demo of pool ram0 ('ftvm disable --discard-state' ends the waiting, and what the guest had in memory)
-        = failing-over, generation 1, primary h1, secondary h2: h2 does not see segment demo of pool ram0 ('ftvm disable --discard-state' ends the waiting, and what the guest had in memory)
+        h2: reportStuck(reason: "h2 does not see segment demo of pool ram0 (\\'ftvm disable demo --discard-state\\' ends the waiting, and what the guest had in memory)")
+            failed: demo cannot go on: h2 does not see segment demo of pool ram0 ('ftvm disable demo --discard-state' ends the waiting, and what the guest had in memory)
+        = failing-over, generation 1, primary h1, secondary h2: h2 does not see segment demo of pool ram0 ('ftvm disable demo --discard-state' ends the waiting, and what the guest had in memory)
         > discard
         h2: waitForFence(of: [h1], reason: "the primary lock cannot be asked for")
             waiting-for-fence: demo is waiting for a fence of h1 (the primary lock cannot be asked for)
