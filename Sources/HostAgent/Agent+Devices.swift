@@ -65,6 +65,7 @@ extension Agent {
         }
         let changes = DomainXML.changes(from: seen.lines, to: lines)
         guard !changes.isEmpty else { return }
+        FaultPoint.reached("devices.seen")
         begin(.adapting, name) { try await self.adapt(name, changes) }
     }
 

@@ -79,8 +79,8 @@ extension PrimaryDriver {
         _ layout: RAMLayout?, _ process: QEMUProcess, _ monitor: any Monitor, _ tracker: PageTracker
     ) throws {
         guard let layout, layout.places.contains(where: \.isCopied) else { return }
-        let memory = try GuestMemory(process.ramBlocks(monitor: monitor), layout: layout)
-        try tracker.adopt(copied: memory.copied)
+        try tracker.adopt(
+            copied: GuestMemory.copiedBlocks(process.ramBlocks(monitor: monitor), layout: layout))
     }
 
     /// The gate that a former ftvmd has put into the QEMU; nil when there is none.

@@ -22,23 +22,28 @@ package struct GuestMemory: Sendable, Hashable {
         }
     }
 
-    /// Mapped from the segment, by offset, without gaps; the main memory is the first.
+    /// Mapped from the segment, by offset; the main memory is the first. There are gaps where devices were taken from the
+    /// guest, and their blocks with them.
     package let blocks: [Block]
     /// Not mapped, but copied into the segment by each commit.
     package let copied: [Block]
-    /// Of `blocks` together.
+    /// Of what is mapped when nothing is missing.
     package let lengthBytes: UInt64
 
-    package init(blocks: [Block], copied: [Block] = []) {
-        precondition(!blocks.isEmpty, "a guest has memory")
+    /// - Parameter lengthBytes: nil when nothing is missing.
+    package init(blocks: [Block], copied: [Block] = [], lengthBytes: UInt64? = nil) {
+        precondition(blocks.first?.offset == 0, "a guest has memory")
         var end: UInt64 = 0
         for block in blocks {
-            precondition(block.offset == end, "blocks follow each other in the segment")
+            precondition(
+                lengthBytes == nil ? block.offset == end : block.offset >= end,
+                "blocks follow each other in the segment")
             end = block.end
         }
+        precondition(end <= lengthBytes ?? end, "no block is behind the end")
         self.blocks = blocks
         self.copied = copied
-        lengthBytes = end
+        self.lengthBytes = lengthBytes ?? end
     }
 
     /// One block.
@@ -50,23 +55,37 @@ package struct GuestMemory: Sendable, Hashable {
     /// - Parameter blocks: all RAM blocks of that QEMU, with their addresses.
     /// - Throws: `.failedPrecondition` when one is not there, or is of another size.
     package init(_ blocks: [RAMBlock], layout: RAMLayout) throws {
-        func block(_ place: RAMLayout.Place) throws -> Block {
-            guard let found = blocks.first(where: { $0.name == place.name }),
-                found.totalBytes == place.bytes, let address = found.hostAddress
-            else {
-                throw FtvmError(
-                    .failedPrecondition, "QEMU's RAM blocks are not those of the pair",
-                    cause: "\(place.name) with \(place.bytes) bytes is not among "
-                        + blocks.map { "\($0.name): \($0.totalBytes)" }.joined(separator: ", "),
-                    advice: "the hosts must have the same versions of QEMU's ROMs and of the UEFI "
-                        + "firmware; a domain to which devices were added must be disabled and "
-                        + "enabled again")
-            }
-            return Block(hostAddress: address, offset: place.offset, lengthBytes: place.bytes)
-        }
         self.init(
-            blocks: try layout.places.filter { !$0.isCopied }.map(block),
-            copied: try layout.places.filter(\.isCopied).map(block))
+            blocks: try layout.places.filter { !$0.isCopied }.map {
+                try Self.block(at: $0, among: blocks)
+            },
+            copied: try layout.places.filter(\.isCopied).map {
+                try Self.block(at: $0, among: blocks)
+            })
+    }
+
+    /// Those that are copied, of a QEMU from which devices may have been taken, and their blocks with them.
+    static func copiedBlocks(_ blocks: [RAMBlock], layout: RAMLayout) throws -> [Block] {
+        try layout.places.filter { place in
+            place.isCopied && blocks.contains { $0.name == place.name }
+        }.map { try block(at: $0, among: blocks) }
+    }
+
+    private static func block(
+        at place: RAMLayout.Place, among blocks: [RAMBlock]
+    ) throws -> Block {
+        guard let found = blocks.first(where: { $0.name == place.name }),
+            found.totalBytes == place.bytes, let address = found.hostAddress
+        else {
+            throw FtvmError(
+                .failedPrecondition, "QEMU's RAM blocks are not those of the pair",
+                cause: "\(place.name) with \(place.bytes) bytes is not among "
+                    + blocks.map { "\($0.name): \($0.totalBytes)" }.joined(separator: ", "),
+                advice: "the hosts must have the same versions of QEMU's ROMs and of the UEFI "
+                    + "firmware; a domain to which devices were added must be disabled and "
+                    + "enabled again")
+        }
+        return Block(hostAddress: address, offset: place.offset, lengthBytes: place.bytes)
     }
 }
 

@@ -119,19 +119,36 @@ extension QEMUProcess {
         try !blocks(mappedFrom: segment).isEmpty
     }
 
-    /// Where the segment's RAM is mapped for writing, all of it that is to be mapped; nil when it is not.
+    /// Where the segment's RAM is mapped for writing; nil when the main memory is not. Where that is, everything is or was:
+    /// other blocks that are missing were mapped before it, and went with a device.
     /// - Parameter layout: nil for a segment that holds the main memory and nothing else.
     func memory(
         mappedFrom segment: Segment, layout: RAMLayout?
     ) throws -> GuestMemory? {
-        let blocks = try blocks(mappedFrom: segment)
-        var end: UInt64 = 0
-        for block in blocks {
-            guard block.offset == end else { return nil }
-            end = block.end
+        let mapped = try blocks(mappedFrom: segment)
+        guard let layout else {
+            guard mapped.count == 1, mapped[0].offset == 0, mapped[0].end == segment.memoryBytes
+            else { return nil }
+            return GuestMemory(blocks: mapped)
         }
-        guard end == layout?.mappedBytes ?? segment.memoryBytes else { return nil }
-        return GuestMemory(blocks: blocks)
+        // Of each place all or nothing.
+        var blocks: [GuestMemory.Block] = []
+        for place in layout.places where !place.isCopied {
+            let end = place.offset + place.bytes
+            guard
+                let around = mapped.first(where: { $0.offset <= place.offset && $0.end >= end })
+            else {
+                guard place.offset > 0,
+                    !mapped.contains(where: { $0.offset < end && $0.end > place.offset })
+                else { return nil }
+                continue
+            }
+            blocks.append(
+                GuestMemory.Block(
+                    hostAddress: around.hostAddress + (place.offset - around.offset),
+                    offset: place.offset, lengthBytes: place.bytes))
+        }
+        return GuestMemory(blocks: blocks, lengthBytes: layout.mappedBytes)
     }
 
     /// Takes all memory off every userfaultfd in the process, without a word to it: whoever waits for a tracker that is

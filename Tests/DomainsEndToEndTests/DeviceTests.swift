@@ -73,7 +73,10 @@ extension Domains {
             try await lab.removeDemo()
         }
 
-        static let points = ["devices.unprotected", "devices.released"]
+        static let points = [
+            "devices.seen", "devices.unprotected", "devices.released",
+            "enabling.old-segment-removed",
+        ]
 
         /// `ftvmd` dies between telling a change and enabling the guest anew.
         @Test(arguments: points)
@@ -101,9 +104,39 @@ extension Domains {
             try await lab.removeDemo()
         }
 
+        /// The same with a card that is taken away, and its option ROM with it, a part of the guest's memory in the segment: the
+        /// successor finds a QEMU that has less than the pair's.
+        @Test(arguments: points)
+        func ftvmdDiesOverADetachedCard(point: String) async throws {
+            let lab = try TestLab.here()
+            let (guest, first) = try await lab.protectedDemo()
+            try await changing(lab, first.primary, "interface \(Self.mac)") {
+                try await attach(lab, first.primary, Self.card, "attach-device")
+            }
+            let fault = Fault(lab, point, pass: 1)
+            try await fault.arm([first.primary])
+            let before = try await lab.protected()
+            let covered = try await guest.covered()
+            try await attach(lab, before.primary, Self.card, "detach-device")
+            try await fault.strikes()
+            let pair = try await lab.protected("protected after \(fault)")
+            #expect(pair.primary == before.primary)
+            try await guest.goesOn(from: covered)
+            let again = try await guest.covered()
+            try await lab.presentQEMU(pair.primary).kill()
+            _ = try await lab.protected("failed over after \(fault)") {
+                $0.primary == pair.secondary
+            }
+            try await guest.goesOn(from: again)
+            try await fault.disarm()
+            try await lab.removeDemo()
+        }
+
         /// Every such point in the sources is in the list.
         @Test func everyPointIsTested() throws {
-            let found = try Fault.pointsInSources().filter { $0.hasPrefix("devices.") }
+            let found = try Fault.pointsInSources().filter {
+                $0.hasPrefix("devices.") || $0.hasPrefix("enabling.")
+            }
             #expect(found.sorted() == Self.points.sorted())
         }
 
