@@ -12,69 +12,13 @@ import Testing
 extension ClusterEndToEnd.Machines {
     static let watchdogSeconds = 3
 
-    /// etcd, which is where the switch is, and a self-fence as quick as it can be.
-    private func configureSelfFence(_ lab: TestLab) async throws {
-        for host in lab.hosts {
-            try lab.setDaemonVariables(
-                ["FTVM_TEST_WATCHDOG=pipe", "FTVM_TEST_POOL_CUT='\(poolCut(lab, host))'"],
-                of: host)
-        }
-        try await lab.configure { host in
-            """
-            [store]
-            kind = "etcd"
-            endpoints = ["\(lab.etcdURL)"]
-            attempt_milliseconds = 500
-            request_milliseconds = 1000
-
-            [self_fence]
-            enabled = true
-            renewal_milliseconds = 300
-            deadline_milliseconds = 1000
-            stop_milliseconds = 500
-            watchdog = "\(lab.watchdog(of: host))"
-            watchdog_seconds = \(Self.watchdogSeconds)
-            """
-        }
-    }
-
-    /// Its host is cut off from the pool while this is there.
-    private func poolCut(_ lab: TestLab, _ host: HostName) -> String {
-        lab.layout.directory(of: host) + "/pool-cut"
-    }
-
-    /// What each way of being cut off takes from the network. A guest's own frames still pass.
-    enum Cut: String, CaseIterable {
-        case both, hearsNothing, isNotHeard
-        var chains: [String] {
-            switch self {
-            case .both: ["INPUT", "OUTPUT"]
-            case .hearsNothing: ["INPUT"]
-            case .isNotHeard: ["OUTPUT"]
-            }
-        }
-    }
-
-    private func cut(
-        _ lab: TestLab, _ host: HostName, _ cut: Cut, _ isOn: Bool
-    ) async throws {
-        let rules = cut.chains.map { "iptables \(isOn ? "-A" : "-D") \($0) -j DROP" }
-        // From the network and from the pool in one moment, as far as there is one.
-        let flag = poolCut(lab, host)
-        _ = try await lab.exec(
-            host,
-            [
-                "sh", "-c",
-                "\(isOn ? "touch" : "rm -f") '\(flag)' && " + rules.joined(separator: " && "),
-            ])
-    }
-
     @Test func whoIsCutOffEndsItsGuestsBeforeOthersGoOn() async throws {
         let lab = try TestLab.here()
         try await withSelfFence(lab) {
             let (guest, first) = try await lab.protectedDemo()
             var pair = first
-            let cuts: [Cut] = ClusterEndToEnd.isFull ? Cut.allCases : [.both, .hearsNothing]
+            let cuts: [NetworkCut] =
+                ClusterEndToEnd.isFull ? NetworkCut.allCases : [.both, .hearsNothing]
             for round in 1...ClusterEndToEnd.rounds {
                 for way in cuts {
                     pair = try await cutOffPrimary(lab, guest, pair, way, round)
@@ -88,7 +32,7 @@ extension ClusterEndToEnd.Machines {
     }
 
     private func cutOffPrimary(
-        _ lab: TestLab, _ guest: Guest, _ before: PairView, _ way: Cut, _ round: Int
+        _ lab: TestLab, _ guest: Guest, _ before: PairView, _ way: NetworkCut, _ round: Int
     ) async throws -> PairView {
         let covered = try await guest.covered()
         let watch = PrimaryWatch(lab, try #require(before.segment))
@@ -97,7 +41,7 @@ extension ClusterEndToEnd.Machines {
         let victim = before.primary
         let wasCut = monotonicNanoseconds()
         lab.leaveOut(victim)
-        try await cut(lab, victim, way, true)
+        try await lab.cutOff(victim, way)
         let promoted = try await lab.pair("promoted without \(victim), cut off (\(way))") {
             $0.primary == before.secondary && $0.generation > before.generation
         }
@@ -115,7 +59,7 @@ extension ClusterEndToEnd.Machines {
             #expect(milliseconds < UInt64(Self.watchdogSeconds) * 1_000)
         }
         try await expectOneSender(capture, guest, [victim, promoted.primary])
-        try await cut(lab, victim, way, false)
+        try await lab.reconnect(victim, way)
         lab.leaveOut(victim, false)
         #expect(try await lab.status().hosts.allSatisfy { $0.pid != nil })
         let pair = try await lab.protected("protected again with all hosts, \(way)") {
@@ -128,7 +72,7 @@ extension ClusterEndToEnd.Machines {
 
     /// The secondary's host: it is replaced. The third one: nothing. And nobody's guest stands still.
     private func cutOffOther(
-        _ lab: TestLab, _ guest: Guest, _ start: PairView, _ way: Cut
+        _ lab: TestLab, _ guest: Guest, _ start: PairView, _ way: NetworkCut
     ) async throws -> PairView {
         var before = start
         for role in ["secondary", "bystander"] {
@@ -138,7 +82,7 @@ extension ClusterEndToEnd.Machines {
                 others.first { ($0 == before.secondary) == (role == "secondary") })
             let watch = PrimaryWatch(lab, try #require(before.segment))
             lab.leaveOut(victim)
-            try await cut(lab, victim, way, true)
+            try await lab.cutOff(victim, way)
             try await eventually("\(victim) is dead", seconds: 20) { () async throws -> Void? in
                 let views = try await lab.ftvm(
                     [HostView].self, "hosts", on: before.primary)
@@ -150,7 +94,7 @@ extension ClusterEndToEnd.Machines {
             #expect(now.primary == before.primary && now.generation == before.generation)
             try await guest.goesOn(from: covered)
             try await expectOneAtATime(watch, [before.primary])
-            try await cut(lab, victim, way, false)
+            try await lab.reconnect(victim, way)
             lab.leaveOut(victim, false)
             try await lab.allOnline()
             before = try await lab.protected { $0.generation == start.generation }
@@ -232,7 +176,7 @@ extension ClusterEndToEnd.Machines {
         try await lab.removeDemo()
         try await lab.startEtcd()
         try await lab.withWatchdogs(seconds: Self.watchdogSeconds) {
-            try await configureSelfFence(lab)
+            try await lab.configureSelfFence(watchdogSeconds: Self.watchdogSeconds)
             try await body()
         }
         for host in lab.hosts { try lab.setDaemonVariables([], of: host) }

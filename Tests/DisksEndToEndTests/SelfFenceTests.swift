@@ -19,7 +19,7 @@ extension Disks {
             let lab = try TestLab.here()
             try await lab.startEtcd()
             let watchdogs = try Watchdogs(lab)
-            try await configure(lab)
+            try await lab.configureSelfFence(watchdogSeconds: 8)
             var guest = try await DiskGuest.make(lab)
             let small = try await SmallStorage.make(
                 lab, at: guest.directory + "/small", file: guest.directory + "/small.ext4",
@@ -46,7 +46,7 @@ extension Disks {
                 }
                 let qemu = try await lab.presentQEMU(before.primary)
                 lab.leaveOut(before.primary)
-                try await cut(lab, before.primary, true)
+                try await lab.cutOff(before.primary)
                 try await eventually("its guest is ended") { () async throws -> Void? in
                     ProcessView(pid: qemu.pid).isEnding ? () : nil
                 }
@@ -70,7 +70,7 @@ extension Disks {
             _ = try await guest.protected("protected elsewhere") {
                 $0.generation > before.generation
             }
-            try await cut(lab, before.primary, false)
+            try await lab.reconnect(before.primary)
             lab.leaveOut(before.primary, false)
             try await lab.allOnline()
             try await guest.disable()
@@ -112,44 +112,6 @@ extension Disks {
                 guard let end = stat.lastIndex(of: ")") else { return false }
                 return stat[stat.index(after: end)...].hasPrefix(" D")
             }
-        }
-
-        private func poolCut(_ lab: TestLab, _ host: HostName) -> String {
-            lab.layout.directory(of: host) + "/pool-cut"
-        }
-
-        private func configure(_ lab: TestLab) async throws {
-            for host in lab.hosts {
-                try lab.setDaemonVariables(
-                    ["FTVM_TEST_WATCHDOG=pipe", "FTVM_TEST_POOL_CUT='\(poolCut(lab, host))'"],
-                    of: host)
-            }
-            try await lab.configure { host in
-                """
-                [store]
-                kind = "etcd"
-                endpoints = ["\(lab.etcdURL)"]
-                attempt_milliseconds = 500
-                request_milliseconds = 1000
-
-                [self_fence]
-                enabled = true
-                renewal_milliseconds = 300
-                deadline_milliseconds = 1000
-                stop_milliseconds = 500
-                watchdog = "\(lab.watchdog(of: host))"
-                watchdog_seconds = 8
-                """
-            }
-        }
-
-        /// From the network and from the pool in one moment, as far as there is one.
-        private func cut(_ lab: TestLab, _ host: HostName, _ isOn: Bool) async throws {
-            let rules = ["INPUT", "OUTPUT"].map { "iptables \(isOn ? "-A" : "-D") \($0) -j DROP" }
-            let flag = poolCut(lab, host)
-            let script =
-                "\(isOn ? "touch" : "rm -f") '\(flag)' && " + rules.joined(separator: " && ")
-            _ = try await lab.exec(host, ["sh", "-c", script])
         }
     }
 

@@ -22,11 +22,7 @@ extension Domains {
             pair = try await lab.pair("protected on \(other)") {
                 $0.primary == other && $0.state == .protected
             }
-            for _ in 1...10 {
-                let state = try await lab.virsh(other, "domstate", TestLab.demo)
-                #expect(state.hasPrefix("paused"))
-                try await Task.sleep(for: .milliseconds(50))
-            }
+            try await expectPaused(lab, other)
             _ = try await lab.virsh(other, "resume", TestLab.demo)
             try await guest.goesOn(from: covered)
             try await lab.removeDemo()
@@ -44,11 +40,7 @@ extension Domains {
             _ = try await lab.pair("protected on \(other)") {
                 $0.primary == other && $0.state == .protected
             }
-            for _ in 1...10 {
-                let state = try await lab.virsh(other, "domstate", TestLab.demo)
-                #expect(state.hasPrefix("paused"))
-                try await Task.sleep(for: .milliseconds(50))
-            }
+            try await expectPaused(lab, other)
             _ = try await lab.virsh(other, "resume", TestLab.demo)
             try await guest.goesOn(from: covered)
             try await lab.removeDemo()
@@ -68,6 +60,15 @@ extension Domains {
             try await guest.goesOn(from: before)
             _ = try await lab.protected()
             try await lab.removeDemo()
+        }
+
+        /// At every look for half a second.
+        private func expectPaused(_ lab: TestLab, _ host: HostName) async throws {
+            for _ in 1...10 {
+                let state = try await lab.virsh(host, "domstate", TestLab.demo)
+                #expect(state.hasPrefix("paused"))
+                try await Task.sleep(for: .milliseconds(50))
+            }
         }
 
         /// One that falls into a commit's pause ends with it (Documentation/Domains.md), and is asked for again.

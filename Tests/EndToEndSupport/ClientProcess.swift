@@ -142,3 +142,19 @@ extension ClientReport {
             sourceLocation: sourceLocation)
     }
 }
+
+extension TestLab {
+    /// Runs a `ftvm-test-client` to its end, in 120 s at most; nothing that it was told may be wrong.
+    package func client<Report: ClientReport>(
+        _ type: Report.Type, _ arguments: [String]
+    ) async throws -> Report {
+        let outcome = try await attemptClient(
+            [Settings.products + "/ftvm-test-client"] + arguments + ["--seconds", "120"],
+            seconds: 150)
+        let line = outcome.output.split(separator: "\n").last ?? ""
+        guard outcome.status == 0,
+            let report = try? JSONDecoder().decode(Report.self, from: Data(line.utf8))
+        else { throw Failure("\(arguments): \(outcome.output) \(outcome.errorOutput)") }
+        return report
+    }
+}

@@ -184,9 +184,12 @@ package final class TestLab: Sendable {
     }
 
     /// Runs a command on the switch, where clients are.
-    package func attemptClient(_ arguments: [String]) async throws -> Tool.Outcome {
+    package func attemptClient(
+        _ arguments: [String], seconds: Int = 30
+    ) async throws -> Tool.Outcome {
         try await Command.attempt(
-            [Command.ftvm, "lab", "client", "--name", layout.name, "--"] + arguments)
+            [Command.ftvm, "lab", "client", "--name", layout.name, "--"] + arguments,
+            seconds: seconds)
     }
 
     /// The same, which must succeed; its output.

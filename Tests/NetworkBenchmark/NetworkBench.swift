@@ -85,9 +85,8 @@ final class NetworkBench {
     }
 
     private func oneByOne(_ lab: TestLab) async throws -> CounterReport {
-        try await client(
-            CounterReport.self, lab,
-            ["counter", "--connections", "1", "--count", "\(Self.questions)"])
+        try await lab.client(
+            CounterReport.self, ["counter", "--connections", "1", "--count", "\(Self.questions)"])
     }
 
     private func measure(_ lab: TestLab, _ figures: inout Traffic) async throws {
@@ -95,33 +94,18 @@ final class NetworkBench {
         figures.p50.append(one.latency.p50)
         figures.p99.append(one.latency.p99)
         let began = monotonicNanoseconds()
-        let many = try await client(
-            CounterReport.self, lab,
+        let many = try await lab.client(
+            CounterReport.self,
             ["counter", "--connections", "8", "--count", "\(Self.questions / 2)"])
         let seconds = Double(monotonicNanoseconds() - began) / 1e9
         figures.requests.append(Double(many.replies) / seconds)
         for (arguments, path) in [
             (["download", "--raw"], \Traffic.out), (["upload"], \Traffic.in),
         ] {
-            let report = try await client(
-                TransferReport.self, lab, arguments + ["--bytes", "\(Self.bulkBytes)"])
+            let report = try await lab.client(
+                TransferReport.self, arguments + ["--bytes", "\(Self.bulkBytes)"])
             figures[keyPath: path].append(Double(report.bytes) / 1_048_576 / report.seconds)
         }
-    }
-
-    /// Runs a client to its end; nothing that it was told may be wrong.
-    private func client<Report: ClientReport>(
-        _ type: Report.Type, _ lab: TestLab, _ arguments: [String]
-    ) async throws -> Report {
-        let program = Settings.products + "/ftvm-test-client"
-        let outcome = try await Command.attempt(
-            [Command.ftvm, "lab", "client", "--name", lab.layout.name, "--", program]
-                + arguments + ["--seconds", "120"], seconds: 150)
-        let line = outcome.output.split(separator: "\n").last ?? ""
-        guard outcome.status == 0,
-            let report = try? JSONDecoder().decode(Report.self, from: Data(line.utf8))
-        else { throw Failure("\(arguments): \(outcome.output) \(outcome.errorOutput)") }
-        return report
     }
 
     private func report(_ free: Traffic, _ protected: Traffic) {

@@ -34,21 +34,6 @@ enum BenchLab {
         }
     }
 
-    /// Runs a test client to its end; nothing that it was told may be wrong.
-    static func client<Report: ClientReport>(
-        _ type: Report.Type, _ lab: TestLab, _ arguments: [String]
-    ) async throws -> Report {
-        let program = Settings.products + "/ftvm-test-client"
-        let outcome = try await Command.attempt(
-            [Command.ftvm, "lab", "client", "--name", lab.layout.name, "--", program]
-                + arguments + ["--seconds", "120"], seconds: 150)
-        let line = outcome.output.split(separator: "\n").last ?? ""
-        guard outcome.status == 0,
-            let report = try? JSONDecoder().decode(Report.self, from: Data(line.utf8))
-        else { throw Failure("\(arguments): \(outcome.output) \(outcome.errorOutput)") }
-        return report
-    }
-
     /// Enables the running guest, and moves it there and back: from then on its QEMU has a monitor
     /// of ours.
     static func protect(_ lab: TestLab, _ name: String = TestLab.demo) async throws {

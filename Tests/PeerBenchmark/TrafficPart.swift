@@ -37,8 +37,8 @@ struct TrafficPart {
         for connections in Self.connections {
             let questions = (options.isQuick ? 2_000 : 6_000) / connections
             let began = monotonicNanoseconds()
-            let report = try await BenchLab.client(
-                CounterReport.self, lab,
+            let report = try await lab.client(
+                CounterReport.self,
                 ["counter", "--connections", "\(connections)", "--count", "\(questions)"])
             let seconds = Double(monotonicNanoseconds() - began) / 1e9
             let workload = "request and answer, \(connections) connections"
@@ -58,8 +58,8 @@ struct TrafficPart {
         for (workload, arguments) in [
             ("bulk TCP out", ["download", "--raw"]), ("bulk TCP in", ["upload"]),
         ] {
-            let report = try await BenchLab.client(
-                TransferReport.self, lab, arguments + ["--bytes", "\(bytes)"])
+            let report = try await lab.client(
+                TransferReport.self, arguments + ["--bytes", "\(bytes)"])
             let rate = Double(report.bytes) / 1_048_576 / report.seconds
             add(workload, peer, "throughput", rate, "MiB/s", &results)
         }
