@@ -10,6 +10,9 @@
 /// after each word it would stand still for most of its time, and all of them would wait for that. Its runs get longer,
 /// up to the same multiple of a pause; one that had fallen silent has short runs again.
 ///
+/// A guest that rests, all its CPUs halted, loses nothing when it is stopped: it is committed as soon as it has sent as much as
+/// in the epoch before, which in a closed loop means that everybody has asked again; or when nobody has asked for a moment.
+///
 /// A guest that has sent nothing, written to no disk and touched little for a while is idle. Nobody
 /// outside could tell how far a failover would take it back, so its epochs get older; the first
 /// sign of work ends that at once, at the latest after an ordinary epoch.
@@ -36,6 +39,10 @@ package struct CommitPacing: Equatable, Sendable {
     package static let stillSending: UInt64 = 600_000
     package static let stillSendingFrames: UInt64 = 2
 
+    /// A guest that rests and has sent less than before is committed when it has rested for a quarter of a pause, and for no
+    /// less than this.
+    package static let shortestRest: UInt64 = 150_000
+
     /// A guest that was just promoted is cold: everything costs it more, and several clients wait
     /// for an answer.
     package static let coldPhase: UInt64 = 150_000_000
@@ -61,6 +68,8 @@ package struct CommitPacing: Equatable, Sendable {
     package private(set) var minimumRun: UInt64
     /// The mean of the last pauses.
     package private(set) var meanPause: UInt64 = 0
+    /// Of the last epoch that had any.
+    private var lastFrames: UInt64 = 0
     /// When the guest began to run.
     private var began: UInt64
     /// A commit has failed: the next try is a matter of the timer.
@@ -92,6 +101,7 @@ package struct CommitPacing: Equatable, Sendable {
         began = now
         hasFailed = false
         meanPause = meanPause == 0 ? pause : (meanPause * 7 + pause) / 8
+        if frames > 0 { lastFrames = frames }
         let shortest = min(Self.shortestRun, epochMaximum)
         let longest = min(max(Self.runPerPause * meanPause, shortest), epochMaximum)
         let wasSending =
@@ -117,8 +127,11 @@ package struct CommitPacing: Equatable, Sendable {
     /// - Parameters:
     ///   - lastData: when the guest last sent data in this epoch, if it did.
     ///   - isWorking: it has touched more pages in this epoch than an idle guest does, or written to a disk.
+    ///   - restingSince: since when all its CPUs have been halted, if they are.
+    ///   - frames: so many it has sent in this epoch.
     package func due(
-        _ demand: GateDemand, lastData: UInt64? = nil, isWorking: Bool = false
+        _ demand: GateDemand, lastData: UInt64? = nil, isWorking: Bool = false,
+        restingSince: UInt64? = nil, frames: UInt64 = 0
     ) -> UInt64 {
         let latest = began + (isIdle && !isWorking ? idleMaximum : epochMaximum)
         if hasFailed { return latest }
@@ -131,7 +144,10 @@ package struct CommitPacing: Equatable, Sendable {
                     $0 + max(meanPause / 2, Self.shortestQuiet),
                     began + max(min(minimumRun, Self.shortestRun), coldRun))
             }
-            return min(began + run, quiet ?? latest, latest)
+            let rested = restingSince.map {
+                frames >= lastFrames ? $0 : $0 + max(meanPause / 4, Self.shortestRest)
+            }
+            return min(began + run, quiet ?? latest, rested ?? latest, latest)
         case .now: return began
         }
     }

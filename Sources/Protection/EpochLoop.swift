@@ -23,10 +23,10 @@ package final class EpochLoop: @unchecked Sendable {
     private let epochMaximumNanoseconds: UInt64
     private let isCold: Bool
     private let isQEMUEnding: () -> Bool
+    private let findCPUs: () -> VirtualCPUs?
     private let onEnd: @Sendable (End) -> Void
     private let request: CommitRequest
-    private var thread = pthread_t()
-    private var started = false
+    private var thread: OwnThread?
 
     private let mutex: UnsafeMutablePointer<pthread_mutex_t>
     // Under the lock:
@@ -39,10 +39,12 @@ package final class EpochLoop: @unchecked Sendable {
     /// - Parameters:
     ///   - isCold: the guest was promoted just now.
     ///   - isQEMUEnding: whether QEMU runs nothing any more; asked when it has fallen silent.
+    ///   - findCPUs: called once, on the loop's thread; nil: whether the guest rests is not to be seen.
     ///   - onEnd: called once, on the loop's thread, as its last act.
     package init(
         committer: Committer, request: CommitRequest, epochMaximumMilliseconds: Int,
         isCold: Bool = false, isQEMUEnding: @escaping () -> Bool = { false },
+        findCPUs: @escaping () -> VirtualCPUs? = { nil },
         onEnd: @escaping @Sendable (End) -> Void
     ) {
         precondition(epochMaximumMilliseconds > 0, "an epoch has a length")
@@ -50,6 +52,7 @@ package final class EpochLoop: @unchecked Sendable {
         self.epochMaximumNanoseconds = UInt64(epochMaximumMilliseconds) * 1_000_000
         self.isCold = isCold
         self.isQEMUEnding = isQEMUEnding
+        self.findCPUs = findCPUs
         self.request = request
         self.onEnd = onEnd
         mutex = .allocate(capacity: 1)
@@ -58,40 +61,23 @@ package final class EpochLoop: @unchecked Sendable {
     }
 
     deinit {
-        precondition(!started, "an epoch loop is joined before it goes away")
+        precondition(thread == nil, "an epoch loop is joined before it goes away")
         pthread_mutex_destroy(mutex)
         mutex.deallocate()
     }
 
     package func start() throws {
-        precondition(!started, "an epoch loop is started once")
-        let context = Unmanaged.passRetained(self)
-        started = true
-        let result = pthread_create(
-            &thread, nil,
-            { context in
-                guard let context else { return nil }
-                let loop = Unmanaged<EpochLoop>.fromOpaque(context).takeRetainedValue()
-                ftvm_name_thread("ftvm-epochs")
-                loop.onEnd(loop.run())
-                return nil
-            }, context.toOpaque())
-        guard result == 0 else {
-            context.release()
-            started = false
-            throw FtvmError(
-                .resourceExhausted, "cannot start the epoch thread",
-                cause: String(cString: strerror(result)))
-        }
+        precondition(thread == nil, "an epoch loop is started once")
+        thread = try OwnThread("ftvm-epochs") { self.onEnd(self.run()) }
     }
 
     /// Ends the loop between two commits and waits for it.
     package func stop() {
-        guard started else { return }
+        guard let thread else { return }
         withLock { stopping = true }
         request.signal()
-        pthread_join(thread, nil)
-        started = false
+        thread.join()
+        self.thread = nil
     }
 
     /// Figures of the last commits; `failure` is why the last commit could not be made, if so.
@@ -103,6 +89,11 @@ package final class EpochLoop: @unchecked Sendable {
             return (figures, failure)
         }
     }
+
+    package var commits: UInt64 { withLock { history.commits } }
+
+    /// In monotonic nanoseconds; nil: none yet.
+    package var lastCommitNanoseconds: UInt64? { withLock { history.newest } }
 
     private func withLock<Result>(_ body: () -> Result) -> Result {
         pthread_mutex_lock(mutex)
@@ -116,7 +107,11 @@ package final class EpochLoop: @unchecked Sendable {
     /// takes.
     private static let durableAgainNanoseconds: UInt64 = 5_000_000
 
+    /// Shorter than the ordinary one: some of our waits are.
+    private static let timerSlackNanoseconds: UInt = 5_000
+
     private func run() -> End {
+        ftvm_set_timer_slack(Self.timerSlackNanoseconds)
         let output = committer.output
         let wait = EpochWait(request: request, gate: output?.descriptors ?? [])
         defer { wait.release() }
@@ -124,8 +119,10 @@ package final class EpochLoop: @unchecked Sendable {
             epochMaximumNanoseconds: epochMaximumNanoseconds, now: MonotonicClock.nowNanoseconds(),
             isCold: isCold)
         var silence = Silence()
+        let cpus = output == nil ? nil : findCPUs()
+        var rest = GuestRest()
         while true {
-            var wake = min(due(pacing), silence.looksAt)
+            var wake = min(due(pacing, rest), silence.looksAt, rest.looksAt)
             // An idle guest is looked at as often as others are committed.
             if pacing.isIdle {
                 wake = min(wake, MonotonicClock.nowNanoseconds() + epochMaximumNanoseconds)
@@ -147,7 +144,9 @@ package final class EpochLoop: @unchecked Sendable {
             if silence.takeDue() || pacing.isIdle, isQEMUEnding() { return .lost(qemuGone) }
             do {
                 if hasFrames { try output?.collect() }
-                if let reason = reason(isAsked, pacing) {
+                if let cpus { look(at: cpus, &rest, hasFrames) }
+                if let reason = reason(isAsked, pacing, rest) {
+                    rest = GuestRest()
                     try commit(reason, &pacing)
                 } else {
                     try committer.releaseCommitted()
@@ -160,14 +159,31 @@ package final class EpochLoop: @unchecked Sendable {
         }
     }
 
+    /// Only while something waits for the next commit.
+    private func look(at cpus: VirtualCPUs, _ rest: inout GuestRest, _ hasFrames: Bool) {
+        guard demand == .soon else {
+            rest = GuestRest()
+            return
+        }
+        let now = MonotonicClock.nowNanoseconds()
+        if hasFrames {
+            rest.stirred(now: now)
+        } else if now >= rest.looksAt {
+            rest.looked(
+                now: now, areAsleep: cpus.areAsleep, touched: committer.segment.undoUsed)
+        }
+    }
+
     private var demand: GateDemand {
         max(committer.output?.demand ?? .none, committer.disks?.demand ?? .none)
     }
 
     /// Why to commit now, if so.
-    private func reason(_ isAsked: Bool, _ pacing: CommitPacing) -> CommitReason? {
+    private func reason(
+        _ isAsked: Bool, _ pacing: CommitPacing, _ rest: GuestRest
+    ) -> CommitReason? {
         if isAsked, let asked = request.take() { return asked }
-        guard due(pacing) <= MonotonicClock.nowNanoseconds() else { return nil }
+        guard due(pacing, rest) <= MonotonicClock.nowNanoseconds() else { return nil }
         switch demand {
         case .none: return .timer
         case .soon: return .output
@@ -175,10 +191,11 @@ package final class EpochLoop: @unchecked Sendable {
         }
     }
 
-    private func due(_ pacing: CommitPacing) -> UInt64 {
+    private func due(_ pacing: CommitPacing, _ rest: GuestRest) -> UInt64 {
         pacing.due(
             demand, lastData: committer.output?.lastData,
-            isWorking: pacing.isIdle && isWorking)
+            isWorking: pacing.isIdle && isWorking, restingSince: rest.since,
+            frames: committer.output?.epochFrames ?? 0)
     }
 
     private var isWorking: Bool {

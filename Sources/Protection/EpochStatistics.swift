@@ -137,6 +137,8 @@ struct CommitHistory {
     private var times = RecentValues()
     private var holds = RecentValues()
     private(set) var commits: UInt64 = 0
+    /// When the last one was made.
+    private(set) var newest: UInt64?
     private var reasons = CommitCounts()
     private var stateBytes = 0
 
@@ -147,6 +149,7 @@ struct CommitHistory {
         pauses.add(report.pauseNanoseconds)
         dirty.add(report.dirtyPages)
         times.add(nowNanoseconds)
+        newest = nowNanoseconds
     }
 
     mutating func add(holdNanoseconds: UInt64) { holds.add(holdNanoseconds) }
@@ -161,7 +164,7 @@ struct CommitHistory {
             figures.holdMedianMicroseconds = Double(sorted[sorted.count / 2]) / 1_000
             figures.holdP99Microseconds = Double(sorted[sorted.count * 99 / 100]) / 1_000
         }
-        guard let newest = times.values.max(), let oldest = times.values.min() else {
+        guard let newest, let oldest = times.values.min() else {
             return figures
         }
         let sorted = pauses.values.sorted()

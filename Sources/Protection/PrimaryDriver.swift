@@ -85,7 +85,8 @@ package final class PrimaryDriver: @unchecked Sendable {
         precondition(loop == nil, "epochs are started once")
         let loop = EpochLoop(
             committer: committer, request: request, epochMaximumMilliseconds: maximumMilliseconds,
-            isCold: isCold, isQEMUEnding: { [process] in process.isEnding }, onEnd: onEnd)
+            isCold: isCold, isQEMUEnding: { [process] in process.isEnding },
+            findCPUs: { [process, monitor] in VirtualCPUs(of: process, monitor) }, onEnd: onEnd)
         isCold = false
         self.loop = loop
         try loop.start()
@@ -128,6 +129,12 @@ package final class PrimaryDriver: @unchecked Sendable {
         get { tracker.withLock { tracker.logsAhead } }
         set { tracker.withLock { tracker.logsAhead = newValue } }
     }
+
+    /// So many have been made since epochs were started.
+    package var commits: UInt64 { loop?.commits ?? 0 }
+
+    /// When the last commit was made, in monotonic nanoseconds; nil: none by this loop yet.
+    package var lastCommitNanoseconds: UInt64? { loop?.lastCommitNanoseconds }
 
     package func figures() -> (figures: EpochFigures, failure: FtvmError?) {
         var (figures, failure) = loop?.figures() ?? (EpochFigures(), nil)

@@ -146,6 +146,60 @@ import Testing
         #expect(one.minimumRun == CommitPacing.shortestRun)
     }
 
+    // MARK: - Guests that rest
+
+    /// Everybody who was answered has asked again, and is answered: nothing would be gained by waiting.
+    @Test func aGuestThatRestsIsCommittedWhenItHasSentAsMuchAsBefore() {
+        var pacing = fresh()
+        pacing.committed(now: 1_000, pause: Self.pause, frames: 8, bytes: 800)
+        let rest: UInt64 = 400_000
+        #expect(pacing.due(.soon, restingSince: rest, frames: 8) == rest)
+        #expect(pacing.due(.soon, restingSince: rest, frames: 9) == rest)
+        let patience = max(Self.pause / 4, CommitPacing.shortestRest)
+        #expect(pacing.due(.soon, restingSince: rest, frames: 7) == rest + patience)
+        // No later than one that does not rest, and not at all without frames.
+        #expect(
+            pacing.due(.soon, restingSince: 1_400_000, frames: 1)
+                == 1_000 + CommitPacing.shortestRun)
+        #expect(pacing.due(.none, restingSince: rest, frames: 0) == pacing.due(.none))
+        // An epoch without frames says nothing of who will ask.
+        pacing.committed(now: 2_000, pause: Self.pause, frames: 0, bytes: 0)
+        #expect(pacing.due(.soon, restingSince: rest, frames: 7) == rest + patience)
+    }
+
+    @Test func aGuestRestsWhenItsCPUsSleepTwiceAndHaveTouchedNothingMeanwhile() {
+        var rest = GuestRest()
+        #expect(rest.looksAt == .max)
+        rest.stirred(now: 1_000)
+        #expect(rest.looksAt == 1_000 + GuestRest.soon && rest.since == nil)
+        rest.looked(now: 100_000, areAsleep: true, touched: 5)
+        #expect(rest.since == nil && rest.looksAt == 100_000 + GuestRest.soon)
+        rest.looked(now: 160_000, areAsleep: true, touched: 6)
+        #expect(rest.since == nil, "a CPU that waits in a fault sleeps as well")
+        rest.looked(now: 220_000, areAsleep: true, touched: 6)
+        #expect(rest.since == 160_000)
+        rest.looked(now: 300_000, areAsleep: false, touched: 6)
+        #expect(rest.since == nil)
+        rest.looked(now: 500_000, areAsleep: true, touched: 6)
+        #expect(rest.since == nil, "one look is none")
+        rest.looked(now: 560_000, areAsleep: true, touched: 6)
+        #expect(rest.since == 500_000)
+        rest.stirred(now: 600_000)
+        #expect(rest.since == nil && rest.looksAt == 600_000 + GuestRest.soon)
+    }
+
+    @Test func aGuestThatWorksIsLookedAtLessAndLess() {
+        var rest = GuestRest()
+        rest.stirred(now: 0)
+        var distances: [UInt64] = []
+        for _ in 1...5 {
+            let now = rest.looksAt
+            rest.looked(now: now, areAsleep: false, touched: 0)
+            distances.append(rest.looksAt - now)
+        }
+        #expect(distances == [120_000, 240_000, 400_000, 400_000, 400_000])
+    }
+
     // MARK: - Idle guests
 
     /// One that does nothing that anybody could see.

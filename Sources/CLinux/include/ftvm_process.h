@@ -51,6 +51,8 @@ int ftvm_memory_file(const char *name);
 int ftvm_pipe(int ends[2]);
 /* Names the calling thread, at most 15 bytes. */
 void ftvm_name_thread(const char *name);
+/* How late the calling thread's waits may end (prctl(2), PR_SET_TIMERSLACK); 50 us unless told. */
+void ftvm_set_timer_slack(unsigned long nanoseconds);
 unsigned ftvm_device_major(dev_t device);
 unsigned ftvm_device_minor(dev_t device);
 
