@@ -9,13 +9,11 @@ import Protection
 /// host looks. A waiting QEMU does not have such a device, and could not load a state that does: the pair becomes unprotected
 /// at once, and is enabled anew as the guest is now.
 extension Agent {
-    /// How often QEMU's descriptors are counted: hardly any device comes without one.
-    private static let countPeriodMilliseconds = 100
     /// How often libvirt is asked in any case; 1 to 2 ms of its time.
     private static let lookPeriodNanoseconds: UInt64 = 1_000_000_000
 
     func followDevices() async {
-        while !Task.isCancelled {
+        for await _ in deviceLooks.stream {
             for name in runtimes.keys.sorted() {
                 do {
                     try await lookAtDevices(name)
@@ -23,7 +21,6 @@ extension Agent {
                     logger.debug("devices not seen", metadata: ["error": "\(error)"])
                 }
             }
-            try? await Task.sleep(for: .milliseconds(Self.countPeriodMilliseconds))
         }
     }
 

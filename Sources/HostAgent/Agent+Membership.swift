@@ -138,22 +138,16 @@ extension Agent {
     /// Reads all leases and fences from time to time, and at once while somebody is suspect. What was seen in the pool
     /// before such a reading, and is not fenced in it, is backed by it.
     func readMembers() async {
-        var due: UInt64 = 0
-        while !Task.isCancelled {
-            let now = MonotonicClock.nowNanoseconds()
-            let isAnybodySuspect = detector.states.values.contains(.suspect)
-            if now >= due || isAnybodySuspect {
-                due = now + environment.timing.renewalNanoseconds
-                let seen = cluster.seen
-                if let listing = try? await environment.store.list(StoreKeys.members) {
-                    take(listing)
-                    for (name, beat) in seen {
-                        let fence = cluster.members[name]?.record.fence
-                        if fence?.incarnation != beat.incarnation { cluster.backed[name] = beat }
-                    }
-                }
+        for await _ in memberReads.stream {
+            let seen = cluster.seen
+            guard let listing = try? await environment.store.list(StoreKeys.members) else {
+                continue
             }
-            try? await Task.sleep(for: .nanoseconds(environment.timing.heartbeatNanoseconds))
+            take(listing)
+            for (name, beat) in seen {
+                let fence = cluster.members[name]?.record.fence
+                if fence?.incarnation != beat.incarnation { cluster.backed[name] = beat }
+            }
         }
     }
 
@@ -194,7 +188,7 @@ extension Agent {
     // MARK: - Who is heard
 
     /// One look at all heartbeats, at our own end, and at fences.
-    func observeHosts() async {
+    func observeHosts() {
         let now = MonotonicInstant(nanoseconds: MonotonicClock.nowNanoseconds())
         // A host that had to end its guests and hears nothing of anybody must not, by its own voice alone, keep the
         // others from going on with them. (In the pool it goes on: only what is noted there tells it that it may run.)

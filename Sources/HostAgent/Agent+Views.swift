@@ -52,13 +52,25 @@ extension Agent {
         return try? ControlJSON.decode(from: entry.value)
     }
 
-    /// Twice a second and pair, so that every host can show them.
+    /// A little less than what is between two reports.
+    private static let statisticsNanoseconds: UInt64 = 450_000_000
+    /// Of an idle guest.
+    private static let fewCommits: UInt64 = 4
+
+    /// Twice a second and pair, so that every host can show them; once a second that of an idle guest.
     func publishStatistics() async {
         let now = MonotonicClock.nowNanoseconds()
         for (name, runtime) in runtimes {
-            guard let driver = runtime.driver, now - (lastStatistics[name] ?? 0) > 500_000_000
+            guard let driver = runtime.driver else { continue }
+            let last = lastStatistics[name] ?? (0, 0)
+            let isDue = now - last.atNanoseconds > Self.statisticsNanoseconds
+            let commits = driver.commits
+            // Each writing wakes every host. What hardly changes can wait.
+            guard isDue,
+                commits &- last.commits >= Self.fewCommits
+                    || now - last.atNanoseconds > 2 * Self.statisticsNanoseconds
             else { continue }
-            lastStatistics[name] = now
+            lastStatistics[name] = (now, commits)
             let (figures, failure) = driver.figures()
             if let failure, runtime.failure != failure {
                 runtime.failure = failure

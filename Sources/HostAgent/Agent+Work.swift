@@ -210,25 +210,26 @@ extension Agent {
     /// A primary whose QEMU answers nothing any more, although a secondary could go on, is ended. Its epochs' own
     /// call would wait longer; and where nobody could go on, it may.
     func lookForHangs() {
-        let limit = Double(environment.configuration.hangTimeoutMilliseconds)
+        let limit = UInt64(environment.configuration.hangTimeoutMilliseconds) * 1_000_000
         for (name, runtime) in runtimes {
             guard let driver = runtime.driver, runtime.driverFailure == nil,
                 runtime.work == nil, !runtime.isProbed, let record = records[name]?.record,
                 record.secondaryReady, record.primary == host,
                 record.secondary.map({ detector.states[$0] == .online }) ?? false
             else { continue }
-            let figures = driver.figures().figures
-            guard figures.commits > 0, figures.lastCommitAgeMilliseconds > limit else { continue }
+            guard let last = driver.lastCommitNanoseconds else { continue }
+            let age = MonotonicClock.nowNanoseconds() &- last
+            guard age > limit else { continue }
             runtime.isProbed = true
             Task {
                 let answers = await (try? blocking { driver.answersMonitor() }) ?? true
-                self.judge(name, driver, answers, figures.lastCommitAgeMilliseconds)
+                self.judge(name, driver, answers, age)
             }
         }
     }
 
     private func judge(
-        _ name: PairName, _ driver: PrimaryDriver, _ answers: Bool, _ age: Double
+        _ name: PairName, _ driver: PrimaryDriver, _ answers: Bool, _ age: UInt64
     ) {
         guard let runtime = runtimes[name] else { return }
         runtime.isProbed = false
@@ -237,7 +238,7 @@ extension Agent {
         else { return }
         let error = FtvmError(
             .timedOut, "the QEMU of \(name) on \(host) hangs",
-            cause: "its last commit was \(Int(age)) ms ago, and its monitor does not answer",
+            cause: "its last commit was \(age / 1_000_000) ms ago, and its monitor does not answer",
             advice: "'hang_timeout_milliseconds' in ftvmd's configuration says how long it may")
         runtime.driverFailure = error
         runtime.note(failure: error, nowNanoseconds: MonotonicClock.nowNanoseconds())

@@ -33,7 +33,8 @@ package actor Agent {
     var detector: Detector
     /// Which hosts have failed which pair lately: they are tried last.
     var recentFailures = RecentFailures()
-    var lastStatistics: [PairName: UInt64] = [:]
+    /// When a pair's figures were published last, and how many commits there were then.
+    var lastStatistics: [PairName: (atNanoseconds: UInt64, commits: UInt64)] = [:]
     /// Hosts that are out of service.
     var maintenance: [HostName: HostMaintenance] = [:]
     /// Pairs of which a move has been begun lately, and until when the drain leaves them alone.
@@ -49,15 +50,15 @@ package actor Agent {
     let petPermit: PetPermit
     /// Looked at by the heartbeat: a daemon that is stuck must fall silent.
     private let aliveAt = Atomic<UInt64>(0)
-    private let wake: AsyncStream<Void>.Continuation
-    private let wakes: AsyncStream<Void>
+    private let looks = WakeUps()
+    let reports = WakeUps()
+    let deviceLooks = WakeUps()
+    let memberReads = WakeUps()
     private let toTell: AsyncStream<ClusterEvent>.Continuation
     private let told: AsyncStream<ClusterEvent>
     /// Events that wait to be written, at most; the newest are dropped for older ones, which led to them.
     private static let eventsWaiting = 1_024
 
-    /// How often everything is looked at when nothing changes.
-    static let tickMilliseconds: UInt64 = 50
     /// A daemon that has not gone round for this long is not alive, whatever its heartbeat thread says.
     static let stuckNanoseconds: UInt64 = 5_000_000_000
 
@@ -75,17 +76,16 @@ package actor Agent {
                 leasePeriodNanoseconds: environment.timing.renewalNanoseconds))
         cluster = ClusterState(environment: environment)
         petPermit = PetPermit(limit: 2 * environment.timing.heartbeatNanoseconds)
-        (wakes, wake) = AsyncStream.makeStream(bufferingPolicy: .bufferingNewest(1))
         (told, toTell) = AsyncStream.makeStream(
             bufferingPolicy: .bufferingOldest(Self.eventsWaiting))
     }
 
     /// Something may have changed: look again soon. From any thread.
-    nonisolated func poke() { wake.yield() }
+    nonisolated func poke() { looks.call() }
 
     /// Runs until the task is cancelled.
     func run() async throws {
-        aliveAt.store(MonotonicClock.nowNanoseconds(), ordering: .relaxed)
+        noteAlive(at: MonotonicClock.nowNanoseconds())
         environment.heartbeat.startBeating(
             periodNanoseconds: UInt64(environment.configuration.heartbeatPeriodMilliseconds)
                 * 1_000_000,
@@ -104,8 +104,7 @@ package actor Agent {
             group.addTask { await self.followHosts() }
             group.addTask { await self.followLibvirt() }
             group.addTask { await self.answerRequests() }
-            group.addTask { await self.tick() }
-            group.addTask { await self.observe() }
+            group.addTask { await self.pulse() }
             group.addTask { await self.report() }
             group.addTask { await self.followDevices() }
             group.addTask { await self.followMembers() }
@@ -113,7 +112,7 @@ package actor Agent {
             group.addTask { await self.followMaintenance() }
             group.addTask { await self.writeEvents() }
             group.addTask {
-                for await _ in self.wakes {
+                for await _ in self.looks.stream {
                     await self.lookAtEverything()
                     await self.drainThisHost()
                 }
@@ -122,6 +121,8 @@ package actor Agent {
             group.cancelAll()
         }
     }
+
+    nonisolated func noteAlive(at now: UInt64) { aliveAt.store(now, ordering: .relaxed) }
 
     private nonisolated var isAlive: Bool {
         MonotonicClock.nowNanoseconds() &- aliveAt.load(ordering: .relaxed) < Self.stuckNanoseconds
@@ -152,7 +153,7 @@ package actor Agent {
                 if !recordsKnown || !before.isSubset(of: records.keys) {
                     // Definitions may be leftovers now.
                     released = nil
-                    lastHostReport = 0
+                    reportSoon()
                 }
                 recordsKnown = true
                 // A promotion may be due: these do not wait for the others' turn.
@@ -192,7 +193,7 @@ package actor Agent {
             switch event {
             case .connected:
                 for runtime in runtimes.values { runtime.domain = nil }
-                lastHostReport = 0
+                reportSoon()
                 poke()
             case .disconnected(let reason):
                 logger.warning("libvirt is gone", metadata: ["reason": "\(reason)"])
@@ -236,36 +237,22 @@ package actor Agent {
         default: break
         }
         runtimes[name]?.domain = nil
-        lastHostReport = 0
+        reportSoon()
         poke()
     }
 
-    private func tick() async {
-        while !Task.isCancelled {
-            lookForHangs()
-            poke()
-            try? await Task.sleep(for: .milliseconds(Self.tickMilliseconds))
-        }
-    }
-
-    /// Never waits for the store or for libvirt: who is heard, and this host's own end, depend on it.
-    private func observe() async {
-        // So often that the way from our beat to another's note and back to us takes less than two beats.
-        let pause = environment.timing.heartbeatNanoseconds / 4
-        while !Task.isCancelled {
-            aliveAt.store(MonotonicClock.nowNanoseconds(), ordering: .relaxed)
-            await observeHosts()
-            try? await Task.sleep(for: .nanoseconds(pause))
-        }
-    }
-
     private func report() async {
-        while !Task.isCancelled {
+        for await _ in reports.stream {
             await reportHost()
             await startAfterBoot()
             await publishStatistics()
-            try? await Task.sleep(for: .milliseconds(Self.tickMilliseconds))
         }
+    }
+
+    /// This host's record may have changed.
+    private func reportSoon() {
+        lastHostReport = 0
+        reports.call()
     }
 
     // MARK: - Hosts

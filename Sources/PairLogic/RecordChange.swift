@@ -350,6 +350,12 @@ extension PairRecord {
         generation.number < Generation.maximum ? generation.next : nil
     }
 
+    /// Protected, and nothing is to be done about it.
+    package var isSettled: Bool {
+        state == .protected && desired == .protected && secondaryReady && !primaryLost
+            && promoting == nil && switchover == nil
+    }
+
     /// There is no segment to go on from yet.
     var isNotYetProtected: Bool { state == .starting || state == .unprotected }
 }
