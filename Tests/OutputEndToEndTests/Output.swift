@@ -25,7 +25,7 @@ enum Output {
     /// FTVM_OUTPUT_SWITCHOVERS: in a row.
     static let switchovers = amount("FTVM_OUTPUT_SWITCHOVERS", 5, full: 20)
     /// FTVM_OUTPUT_SPEED_ROUNDS: failovers, and switchovers, whose silences are measured.
-    static let speedRounds = amount("FTVM_OUTPUT_SPEED_ROUNDS", 7, full: 20)
+    static let speedRounds = amount("FTVM_OUTPUT_SPEED_ROUNDS", 4, full: 20)
     /// FTVM_OUTPUT_DAEMON_KILLS: of ftvmd alone.
     static let daemonKills = amount("FTVM_OUTPUT_DAEMON_KILLS", 6, full: 30)
 }
