@@ -25,7 +25,8 @@ package struct Pool: Sendable {
     /// Looks at the pool without changing anything.
     ///
     /// Throws `.notFound` if its directory does not exist, `.invalidArgument` if the directory is
-    /// not on the kind of file system that the configuration says.
+    /// not on the kind of file system that the configuration says, `.unsupported` if its pages are
+    /// larger than 2 MiB.
     package init(_ configuration: PoolConfiguration) throws {
         self.configuration = configuration
         let (name, path) = (configuration.name, configuration.path)
@@ -57,7 +58,18 @@ package struct Pool: Sendable {
             pageSizeBytes = try keeper.pageSizeBytes()
             storage = keeper
         }
+        guard pageSizeBytes <= Self.largestPageBytes else {
+            throw FtvmError(
+                .unsupported, "pool '\(name)' has pages of \(pageSizeBytes >> 20) MiB",
+                cause:
+                    "the kernel tracks writes by whole pages: the first write to one in each epoch "
+                    + "would copy all of it; nor does a running QEMU's memory lie on such boundaries",
+                advice: "use pages of 2 MiB: mount the hugetlbfs with pagesize=2M")
+        }
     }
+
+    /// x86-64's huge pages; there are gigantic ones of 1 GiB, too.
+    private static let largestPageBytes: UInt64 = 2 << 20
 
     var usesHugePages: Bool { pageSizeBytes != 4096 }
 

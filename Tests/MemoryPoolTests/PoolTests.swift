@@ -38,6 +38,26 @@ import Testing
         #expect(home.entries == [])
     }
 
+    /// The file system can be mounted without such pages being there.
+    @Test(
+        .enabled(
+            if: isRoot
+                && access("/sys/kernel/mm/hugepages/hugepages-1048576kB", F_OK) == 0,
+            "this machine has no pages of 1 GiB"))
+    func pagesOfAGibibyteAreRefused() throws {
+        let directory = "/dev/shm/ftvm-pool-test-\(UUID().uuidString)"
+        try FileManager.default.createDirectory(
+            atPath: directory, withIntermediateDirectories: false)
+        defer { try? FileManager.default.removeItem(atPath: directory) }
+        try #require(mount("none", directory, "hugetlbfs", 0, "pagesize=1G") == 0)
+        defer { umount2(directory, Int32(MNT_DETACH)) }
+        let error = try ftvmError(.unsupported) {
+            _ = try Pool(
+                PoolConfiguration(name: PoolName("p"), kind: .hugetlbfs, path: directory))
+        }
+        #expect(error.message == "pool 'p' has pages of 1024 MiB")
+    }
+
     /// Nothing is taken for gone that only cannot be seen.
     @Test(.enabled(if: isRoot)) func aPoolThatWasUnmountedHasLostNothing() throws {
         let home = try TestPool(mountOptions: "size=16m")
