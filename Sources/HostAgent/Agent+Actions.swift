@@ -51,11 +51,11 @@ extension Agent {
     /// in it. The images' storage is asked only then.
     private func replayJournals() async {
         for record in records.values.map(\.record) {
-            guard let reference = record.segment, runtime(of: record.name).work == nil,
-                runtimes[record.name]?.driver == nil,
-                runtime(of: record.name).journalPath(of: record) != nil
+            let runtime = runtime(of: record.name)
+            guard record.segment != nil, runtime.work == nil, runtime.driver == nil,
+                runtime.journalPath(of: record) != nil,
+                look(at: record.segment, runtime).isGone
             else { continue }
-            guard isGone(reference) else { continue }
             do {
                 _ = try await worker.settleDisks(record)
             } catch {

@@ -10,13 +10,13 @@ extension Agent {
     func situation(of pair: PairName) async -> PairSituation {
         let runtime = runtime(of: pair)
         let record = records[pair]?.record
-        let segment = look(at: record?.segment, runtime)
+        let (segment, segmentGone) = look(at: record?.segment, runtime)
         let (lock, isOurs) = lockState(runtime, segment, record)
         let local = await observe(runtime, record, ourQEMUHasTheLock: isOurs)
         return PairSituation(
             pair: pair, record: record, me: host, hosts: hostViews(for: pair), local: local,
             primaryLock: lock, segmentPresent: segment != nil,
-            segmentGone: segment == nil && isGone(record?.segment),
+            segmentGone: segmentGone,
             segmentPosition: segment?.position, fencing: cluster.fencing,
             claimIsFromBefore: record?.promoting == host && runtime.claimed != record?.generation)
     }
@@ -162,7 +162,7 @@ extension Agent {
     /// Whether the segment's last commit was made under the record's generation: then the QEMU that holds the
     /// lock is a whole primary.
     private func lastCommitIsOf(_ record: PairRecord) -> Bool {
-        guard let segment = look(at: record.segment, runtime(of: record.name)),
+        guard let segment = look(at: record.segment, runtime(of: record.name)).segment,
             let commit = try? segment.latestCommit()
         else { return false }
         return commit.generation == record.generation
@@ -170,19 +170,17 @@ extension Agent {
 
     /// The segment, mapped anew for each look: one that was removed and made again must not be seen through an
     /// old mapping. Costs some 50 us, and nothing while this host has the primary.
-    private func look(at reference: SegmentReference?, _ runtime: PairRuntime) -> Segment? {
-        if let driver = runtime.driver { return driver.segment }
-        guard let reference else { return nil }
-        return try? environment.openSegment(reference, access: .read)
-    }
-
-    /// The pool is here, and the segment is not in it.
-    func isGone(_ reference: SegmentReference?) -> Bool {
-        guard let reference else { return false }
+    /// - Returns: also whether it is gone: the pool is here, and the segment is not in it.
+    func look(
+        at reference: SegmentReference?, _ runtime: PairRuntime
+    ) -> (segment: Segment?, isGone: Bool) {
+        if let driver = runtime.driver { return (driver.segment, false) }
+        guard let reference else { return (nil, false) }
         do {
-            return try environment.presentSegment(reference) == nil
+            let segment = try environment.presentSegment(reference)
+            return (segment, segment == nil)
         } catch {
-            return false
+            return (nil, false)
         }
     }
 

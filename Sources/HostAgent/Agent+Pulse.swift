@@ -33,7 +33,7 @@ private struct Regular {
 /// what is done at it.
 extension Agent {
     /// How often everything is looked at when nothing changes, but something is under way or wrong.
-    static let tickNanoseconds: UInt64 = 50_000_000
+    private static let tickNanoseconds: UInt64 = 50_000_000
     /// The same while all is well: what happens is told, by records, processes, hosts and libvirt; this is for what is not.
     private static let calmNanoseconds: UInt64 = 250_000_000
     private static let reportNanoseconds: UInt64 = 500_000_000

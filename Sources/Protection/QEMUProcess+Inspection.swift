@@ -119,8 +119,8 @@ extension QEMUProcess {
         try !blocks(mappedFrom: segment).isEmpty
     }
 
-    /// Where the segment's RAM is mapped for writing; nil when the main memory is not. Where that is, everything is or was:
-    /// other blocks that are missing were mapped before it, and went with a device.
+    /// Where the segment's RAM is mapped for writing; nil when the main memory is not. In a segment with a commit all of it was
+    /// mapped once: other blocks that are missing went with a device.
     /// - Parameter layout: nil for a segment that holds the main memory and nothing else.
     func memory(
         mappedFrom segment: Segment, layout: RAMLayout?

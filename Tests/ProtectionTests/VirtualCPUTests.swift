@@ -7,11 +7,9 @@ import Testing
 /// What a guest's CPUs do, seen from outside.
 @Suite struct VirtualCPUTests {
     private func sharesAsleep(_ shape: GuestQEMU.Shape) throws -> Double {
-        let directory = FileManager.default.temporaryDirectory.appendingPathComponent(
-            "ftvm-cpus-\(UUID().uuidString)")
-        try FileManager.default.createDirectory(at: directory, withIntermediateDirectories: true)
-        defer { try? FileManager.default.removeItem(at: directory) }
-        let guest = try GuestQEMU(shape, in: directory, number: 0)
+        let workspace = try Workspace(pool: .tmpfs)
+        defer { workspace.remove() }
+        let guest = try GuestQEMU(shape, in: workspace.directory, number: 0)
         defer { guest.kill() }
         _ = try guest.waitForReport()
         let cpus = try #require(VirtualCPUs(of: guest.qemu, guest.monitor))
