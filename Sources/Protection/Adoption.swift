@@ -58,7 +58,12 @@ extension PrimaryDriver {
                     process: process, memory: memory, segment: segment, monitor: monitor,
                     preparation: preparation, generation: generation, gate: gate, disks: disks,
                     tracking: tracking)
-                if segment.flags.contains(.pausedByCommit) { try driver.committer.resume() }
+                if segment.flags.isSuperset(of: [.pausedByCommit, .pausedByUser]) {
+                    // A hand-over that came to nothing, of a guest that its user had paused: it stays so.
+                    segment.removeFlags(.pausedByCommit)
+                } else if segment.flags.contains(.pausedByCommit) {
+                    try driver.committer.resume()
+                }
                 FaultPoint.reached("adoption.resumed")
                 pump?.stop()
                 _ = try gate?.release(upTo: disks?.releasable() ?? .max)

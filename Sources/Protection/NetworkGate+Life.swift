@@ -31,8 +31,9 @@ extension NetworkGate {
             return nil
         }
         // Half a gate: an ftvmd died while it was made or taken away. The guest stands still while it is made anew.
-        let wasRunning = try monitor.status().running
-        segment.insertFlags(.pausedByCommit)
+        // One that stood still because of us already, in a commit that the dead one was at, is resumed with the rest of the
+        // adoption; one that a user paused is not.
+        if try monitor.status().running { segment.insertFlags(.pausedByCommit) }
         FaultPoint.reached("gate.renewing")
         try monitor.stop(timeoutMilliseconds: Committer.stopTimeoutMilliseconds)
         pump?.stop()
@@ -43,8 +44,6 @@ extension NetworkGate {
             in: process, monitor: monitor, nics: nics, injector: injector)
         let gate = try NetworkGate(attachment, segment: segment, generation: generation)
         try attachment.setFilters(on: true, monitor: monitor)
-        // A guest that stood still because of us is resumed with the rest of the adoption; one that a user paused is not.
-        if !wasRunning { segment.removeFlags(.pausedByCommit) }
         return gate
     }
 }

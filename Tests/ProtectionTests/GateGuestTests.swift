@@ -300,6 +300,25 @@ import Testing
         #expect(try monitor.objects().filter { $0.hasPrefix("ftvm-") }.count == 3)
     }
 
+    /// The same, where the guest stands still: because of the dead ftvmd, that was at a commit, or because of a user.
+    @Test(arguments: [true, false])
+    func aHalfGateOfAPausedGuestIsMadeAnew(isOurs: Bool) throws {
+        let world = try GateWorld(nics: 1)
+        defer { world.remove() }
+        let guest = try world.start()
+        world.meet(guest)
+        var driver = try world.takeOver(guest)
+        let monitor = guest.qemu.monitor
+        try monitor.removeObject(id: "ftvm-out-hostnet0")
+        if isOurs { world.segment.insertFlags(.pausedByCommit) }
+        try monitor.stop()
+        driver.close()
+        driver = try world.adopt(guest)
+        defer { driver.close() }
+        #expect(try monitor.status().running == isOurs)
+        #expect(!world.segment.flags.contains(.pausedByCommit))
+    }
+
     /// A NIC that is added while the domain is protected.
     @Test func aNICWithoutAGateIsTold() throws {
         let world = try GateWorld(nics: 1)

@@ -169,14 +169,18 @@ import Testing
         #expect(!segment.flags.contains(.pausedByCommit))
         #expect(protected.driver.figures().failure == nil)
 
-        // Our successor does not resume it either.
-        protected.driver.close()
+        // Our successor does not resume it either, nor one of an ftvmd that was about to hand it over.
         let monitor = protected.guest.monitor
-        protected.driver = try PrimaryDriver.adopt(
-            process: protected.guest.qemu, segment: segment, generation: Generation(1),
-            injector: GuestQEMU.injector,
-            connect: { monitor })
-        #expect(try protected.user.status().status == "paused")
+        for isHandedOver in [false, true] {
+            if isHandedOver { segment.insertFlags(.pausedByCommit) }
+            protected.driver.close()
+            protected.driver = try PrimaryDriver.adopt(
+                process: protected.guest.qemu, segment: segment, generation: Generation(1),
+                injector: GuestQEMU.injector,
+                connect: { monitor })
+            #expect(try protected.user.status().status == "paused")
+            #expect(!segment.flags.contains(.pausedByCommit))
+        }
         try protected.driver.startEpochs(maximumMilliseconds: 20) { end in
             if case .stopped = end { return }
             Issue.record("\(end)")
