@@ -30,6 +30,9 @@ struct LibvirtHook: AsyncParsableCommand {
 
     @OptionGroup var connection: ConnectionOptions
 
+    /// How long the end of the domain's last run may take to be recorded; usually some milliseconds.
+    private static let patience = Duration.seconds(5)
+
     func run() async throws {
         guard HookRule.asks(operation: operation, part: part) else { return }
         let environment = CommandEnvironment.current
@@ -41,7 +44,12 @@ struct LibvirtHook: AsyncParsableCommand {
                 let service = environment.connect(socket)
                 do {
                     rule.host = try await service.version().host
-                    rule.pair = try await service.pair(PairName(domain))
+                    let deadline = ContinuousClock.now + Self.patience
+                    repeat {
+                        rule.pair = try await service.pair(PairName(domain))
+                        guard rule.isEndUnrecorded else { break }
+                        try? await Task.sleep(for: .milliseconds(50))
+                    } while ContinuousClock.now < deadline
                 } catch  where error.code == .notFound {
                     rule.pair = nil
                 } catch {
@@ -86,6 +94,12 @@ package struct HookRule {
     /// A waiting QEMU is ftvmd's own, and a migration is judged by what the domain is where it comes from.
     package var needsPair: Bool { !isSecondary && operation != "migrate" }
 
+    /// The domain has ended here, and other hosts may not know yet that it is not to go on there.
+    package var isEndUnrecorded: Bool {
+        guard let pair, pair.primary == host, pair.promoting == nil else { return false }
+        return pair.state == .protected || pair.state == .needSecondary
+    }
+
     package var refusal: FtvmError? {
         if operation == "migrate" {
             guard isOurs else { return nil }
@@ -108,6 +122,20 @@ package struct HookRule {
             return FtvmError(
                 .failedPrecondition, "domain \(domain) is just being failed over to \(promoting)",
                 advice: "see 'ftvm status \(domain)'")
+        }
+        if pair.primary == host, pair.state == .failingOver {
+            return FtvmError(
+                .failedPrecondition, "domain \(domain) is being failed over",
+                cause: pair.reason.isEmpty ? nil : pair.reason,
+                advice:
+                    "see 'ftvm status \(domain)'; 'ftvm disable --discard-state \(domain)' gives "
+                    + "up what it had in memory, and then it can be started")
+        }
+        if isEndUnrecorded {
+            return FtvmError(
+                .timedOut, "the end of domain \(domain)'s last run is not recorded yet",
+                cause: "until it is, another host may go on from that run's last commit",
+                advice: "try again; if it stays so, see 'ftvm status \(domain)' and ftvmd's log")
         }
         guard pair.primary != host else { return nil }
         return FtvmError(

@@ -12,7 +12,7 @@ extension Agent {
         let record = records[pair]?.record
         let (segment, segmentGone) = look(at: record?.segment, runtime)
         let (lock, isOurs) = lockState(runtime, segment, record)
-        let local = await observe(runtime, record, ourQEMUHasTheLock: isOurs)
+        let local = await observe(runtime, record, segment, ourQEMUHasTheLock: isOurs)
         return PairSituation(
             pair: pair, record: record, me: host, hosts: hostViews(for: pair), local: local,
             primaryLock: lock, segmentPresent: segment != nil,
@@ -51,7 +51,8 @@ extension Agent {
     }
 
     private func observe(
-        _ runtime: PairRuntime, _ record: PairRecord?, ourQEMUHasTheLock: Bool
+        _ runtime: PairRuntime, _ record: PairRecord?, _ segment: Segment?,
+        ourQEMUHasTheLock: Bool
     ) async -> LocalObservation {
         var local = LocalObservation(guestEnded: runtime.guestEnded, work: runtime.work)
         // Long work changes what is here under our feet: whoever decides must wait for its end.
@@ -74,11 +75,17 @@ extension Agent {
                 return local
             }
             local.qemu = .waiting
-            if case .failed = local.driver {} else { local.driver = .running }
+            let isFit = segment.map { secondary.isMade(for: $0) } ?? true
+            if case .failed = local.driver {} else { local.driver = isFit ? .running : .none }
             return local
         }
         if now < runtime.reasonDueAtNanoseconds {
             local.qemu = .unknown
+            return local
+        }
+        if let record, record.primary == host, record.isUnderProtection, runtime.guestEnded {
+            // libvirt is not asked: it may be waiting for this to be recorded, before it starts the domain again.
+            local.qemu = .none
             return local
         }
         guard record != nil || runtime.domain != nil else { return local }

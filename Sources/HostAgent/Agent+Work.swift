@@ -253,8 +253,14 @@ extension Agent {
         guard record.secondary == host || record.promoting == host else { return }
         let runtime = runtime(of: name)
         runtime.endedByUs = true
+        runtime.forgetQEMU()
         let secondary = try await worker.makeSecondary(record)
         runtime.secondary = secondary
+        guard let present = try? await fresh(name), present.liveXML == record.liveXML else {
+            // The pair is gone, or was enabled anew meanwhile, with other devices.
+            runtime.forgetQEMU()
+            return try await worker.destroy(name)
+        }
         runtime.endedByUs = false
         runtime.watch = ProcessWatch(secondary.process) { [weak self] in self?.poke(name) }
         if record.promoting == nil {

@@ -148,7 +148,8 @@ struct PairWorker: Sendable {
 
     // MARK: - Secondary
 
-    /// Makes (or finds) this host's waiting QEMU of the pair.
+    /// Makes (or finds) this host's waiting QEMU of the pair. One that is found without the segment's memory may have been
+    /// made of an older XML.
     func makeSecondary(_ record: PairRecord) async throws -> WaitingSecondary {
         let name = record.name.text
         guard let liveXML = record.liveXML, let reference = record.segment else {
@@ -157,7 +158,7 @@ struct PairWorker: Sendable {
         }
         let segment = try environment.openSegment(reference, access: .read)
         let path = environment.monitorPath(record.name)
-        if try await !isWaiting(record) {
+        if try await !isWaiting(record, on: segment) {
             try await destroy(record.name)
             unlink(path)
             let waiting = try DomainXML(record.domainXML).waitingForm(
@@ -181,10 +182,12 @@ struct PairWorker: Sendable {
         }
     }
 
-    /// Whether this host has a waiting QEMU of the pair that nothing has been loaded into.
-    private func isWaiting(_ record: PairRecord) async throws -> Bool {
+    /// Whether this host has a waiting QEMU of the pair that was made for this segment, and that nothing has been loaded into.
+    private func isWaiting(_ record: PairRecord, on segment: Segment) async throws -> Bool {
         let identifier = DomainIdentifier.name(record.name.text)
-        guard try await libvirt.find(identifier)?.isActive == true else { return false }
+        guard try await libvirt.find(identifier)?.isActive == true,
+            try await libvirt.process(identifier).hasMapped(segment)
+        else { return false }
         struct State: Decodable { let status: String }
         let state = try? await libvirt.monitorCommand(identifier, "query-status").decode(State.self)
         return state?.status == "inmigrate"

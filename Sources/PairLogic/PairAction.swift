@@ -17,7 +17,7 @@ package enum PairAction: Sendable, Hashable {
     case adoptPrimary
     /// Start a waiting QEMU on the segment, read-only.
     case createSecondary
-    /// Take up the waiting QEMU that is here; if it is not fit for use, fail.
+    /// Take up the waiting QEMU that is here; one that was not made for the present segment is made anew.
     case adoptSecondary
     /// Promote the waiting QEMU: take the lock into it (no lock: `conflict`), raise the segment's
     /// generation to this one (higher already: `conflict`), roll back, load, track, continue,
@@ -57,7 +57,9 @@ package enum PairAction: Sendable, Hashable {
     /// not held back. From here on nobody promotes; its host gives the guest back and enables it anew.
     case reportDevicesChanged(what: String)
     case placeSecondary(on: HostName)
-    case reportSecondaryReady
+    /// The waiting QEMU here is ready, as it was made under the record of this generation: of a pair that has been enabled
+    /// anew meanwhile it is not the secondary.
+    case reportSecondaryReady(Generation)
     case reportSecondaryLost(HostName, reason: String, error: FtvmError?)
     case reportPrimaryLost(reason: String)
     /// The primary goes on: its host was taken for dead, and is not.

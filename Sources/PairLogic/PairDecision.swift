@@ -74,7 +74,7 @@ package enum PairDecision {
             guard local.driver == .running else {
                 return local.driver == .none ? [.adoptSecondary] : []
             }
-            return record.secondaryReady ? [] : [.reportSecondaryReady]
+            return record.secondaryReady ? [] : [.reportSecondaryReady(record.generation)]
         case .none:
             if record.secondaryReady {
                 return [

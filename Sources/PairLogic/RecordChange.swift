@@ -149,9 +149,9 @@ extension PairAction {
             record.state = .needSecondary
             record.reason = PairReason.replacing(old, by: new)
             record.switchover?.armed = false
-        case .reportSecondaryReady:
-            guard record.secondary == me, record.promoting == nil, record.isUnderProtection,
-                !record.secondaryReady
+        case .reportSecondaryReady(let generation):
+            guard record.generation == generation, record.secondary == me, record.promoting == nil,
+                record.isUnderProtection, !record.secondaryReady
             else { return false }
             record.secondaryReady = true
             record.lastError = nil
@@ -341,7 +341,7 @@ extension PairAction {
 
 extension PairRecord {
     /// The segment is what to go on from.
-    var isUnderProtection: Bool {
+    package var isUnderProtection: Bool {
         state == .protected || state == .needSecondary || state == .failingOver
     }
 

@@ -214,6 +214,14 @@ extension QEMUProcess {
         return offset + (block.hostAddress - first.start) == block.offset
     }
 
+    /// Whether any of this QEMU's memory is mapped from the segment.
+    package func hasMapped(_ segment: Segment) throws -> Bool {
+        let files = RAMFiles(segment)
+        return try memoryMap().regions(in: 0..<UInt64.max).contains {
+            try files.ramOffset(of: $0) != nil
+        }
+    }
+
     /// Whether all blocks are.
     func isMapped(_ memory: GuestMemory, from segment: Segment, writable: Bool) throws -> Bool {
         let files = RAMFiles(segment)

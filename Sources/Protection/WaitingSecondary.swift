@@ -14,14 +14,16 @@ package final class WaitingSecondary: @unchecked Sendable {
     let attachment: GateAttachment?
     /// nil for a guest without disks to protect.
     package let disks: PairDisks?
+    private let ram: FileIdentity
 
     private init(
-        process: QEMUProcess, memory: GuestMemory, monitor: any Monitor,
+        process: QEMUProcess, memory: GuestMemory, monitor: any Monitor, ram: FileIdentity,
         attachment: GateAttachment?, disks: PairDisks?
     ) {
         self.process = process
         self.memory = memory
         self.monitor = monitor
+        self.ram = ram
         self.attachment = attachment
         self.disks = disks
     }
@@ -57,8 +59,15 @@ package final class WaitingSecondary: @unchecked Sendable {
         }
         return WaitingSecondary(
             process: process, memory: memory, monitor: monitor,
+            ram: try FileIdentity(descriptor: segment.ramDescriptor),
             attachment: try attachment(
                 in: process, monitor: monitor, nics: nics, injector: injector), disks: disks)
+    }
+
+    /// Whether it was made for this segment, and not for one that was in its place before: each time that a guest is enabled
+    /// anew, with the devices that it has then, its segment is made anew.
+    package func isMade(for segment: Segment) -> Bool {
+        (try? FileIdentity(descriptor: segment.ramDescriptor)) == ram
     }
 
     /// The gate of the primary that it becomes; nil without NICs, or on a segment of format 1.0.

@@ -8,6 +8,7 @@ enum Fault: CustomStringConvertible {
     case pauseAll(UInt64)
     case killAgent(Int)
     case killQEMU(Int, Int)
+    case endGuest(Int)
     case slow(Int)
     case cut(from: Int, to: Int)
     case isolate(Int)
@@ -33,6 +34,7 @@ enum Fault: CustomStringConvertible {
         case .pauseAll(let time): "everything stands still for \(time / 1_000_000) ms"
         case .killAgent(let host): "ftvmd on h\(host + 1) is killed"
         case .killQEMU(let host, let pair): "the QEMU of pair \(pair + 1) on h\(host + 1) is killed"
+        case .endGuest(let pair): "the guest of pair \(pair + 1) is shut down"
         case .slow(let host): "h\(host + 1) is slow"
         case .cut(let from, let to): "nothing from h\(from + 1) reaches h\(to + 1)"
         case .isolate(let host): "h\(host + 1) is cut off from the network"
@@ -65,7 +67,9 @@ extension World {
         while true {
             at += random.time(1, 2 * shape.meanFaultNanoseconds)
             guard at < end else { return }
-            let longest: UInt64 = shape.focus == .cutOff || random.chance(300) ? 12_000 : 3_000
+            let longest: UInt64 =
+                shape.focus == .users
+                ? 300 : shape.focus == .cutOff || random.chance(300) ? 12_000 : 3_000
             let duration = min(random.time(ms(50), ms(longest)), end - at)
             let fault = randomFault(duration)
             queue.push(.fault(fault), at: at)
@@ -117,6 +121,12 @@ extension World {
                 case 2: return .pause(host, duration)
                 default: return .device(host, DeviceMode.lies.rawValue)
                 }
+            case .users:
+                switch random.below(8) {
+                case 0..<4: return .endGuest(pair)
+                case 4..<7: return .killQEMU(secondaryHost(pair) ?? host, pair)
+                default: return .killAgent(host)
+                }
             }
         }
         switch random.below(100) {
@@ -143,12 +153,17 @@ extension World {
             return .device(host, modes[random.below(3)].rawValue)
         case 93..<94: return .confirmDead(host)
         case 94..<96: return .wallJump(host, Int64(random.below(7_200)) * 1_000_000_000)
+        case 96..<98: return .endGuest(pair)
         default: return .askForPromotion(pair)
         }
     }
 
     private func primaryHost(_ pair: Int) -> Int? {
         pairs[pair].record.flatMap { hostIndex[$0.primary] }
+    }
+
+    private func secondaryHost(_ pair: Int) -> Int? {
+        pairs[pair].record?.secondary.flatMap { hostIndex[$0] }
     }
 
     func begin(_ fault: Fault) {
@@ -170,6 +185,7 @@ extension World {
         case .killAgent(let host):
             killAgent(host)
         case .killQEMU(let host, let pair): killQEMU(hosts[host], pair)
+        case .endGuest(let pair): if let host = primaryHost(pair) { endGuest(hosts[host], pair) }
         case .slow(let host):
             hosts[host].slowness = 1 + UInt64(random.below(12))
         case .cut, .isolate, .split, .isolateAndStoreCut, .cutOff, .loss, .delay:
@@ -209,6 +225,7 @@ extension World {
             hosts[host].beatsInPool = true
             poolTroubledUntil[host] = now
         case .device(let host, _): deviceModes[host] = .works
+        case .endGuest(let pair): if let host = primaryHost(pair) { startDomain(pair, on: host) }
         case .pause, .pauseAll, .killQEMU, .confirmDead, .wallJump, .askForPromotion: return
         }
         say(nil, "-- over: \(fault)")

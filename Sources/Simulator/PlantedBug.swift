@@ -29,4 +29,6 @@ package enum PlantedBug: String, Sendable, CaseIterable {
     case noRollBack
     /// A QEMU that should be ended is not.
     case staleIsLeft
+    /// A waiting QEMU counts as ready that was made before the guest was enabled anew.
+    case anyWaitingIsReady
 }

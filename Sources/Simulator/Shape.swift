@@ -5,7 +5,7 @@ import PairLogic
 package struct Shape: Sendable {
     package enum Kernels: String, Sendable { case shared, own, mixed }
     /// A seed's faults may be of one sort only, to search where a defect would show.
-    package enum Focus: String, Sendable, CaseIterable { case cutOff, pauses, lies }
+    package enum Focus: String, Sendable, CaseIterable { case cutOff, pauses, lies, users }
     /// How a host may be fenced.
     package struct Fences: Sendable {
         package var libvirt = false
@@ -77,7 +77,7 @@ package struct Shape: Sendable {
                     libvirt: random.chance(400), agent: random.chance(600),
                     selfFence: random.chance(500))
         }
-        if random.chance(200) { shape.focus = Focus.allCases[random.below(3)] }
+        if random.chance(200) { shape.focus = Focus.allCases[random.below(4)] }
         shape.meanFaultNanoseconds = ms([600, 1_500, 1_500, 4_000][random.below(4)])
         if shape.focus == .cutOff {
             // Nothing but the self-fence stands between two primaries.
@@ -107,13 +107,13 @@ extension Shape {
     package mutating func focus(on focus: Focus) {
         self.focus = focus
         faultyNanoseconds = ms(25_000)
-        meanFaultNanoseconds = ms(1_500)
+        meanFaultNanoseconds = ms(focus == .users ? 400 : 1_500)
         kernels = Array(0..<hosts)
         for host in 0..<hosts {
             switch focus {
             case .cutOff: fences[host] = Fences(selfFence: true)
             case .pauses: fences[host] = Fences(agent: true)
-            case .lies: fences[host] = Fences(agent: true)
+            case .lies, .users: fences[host] = Fences(agent: true)
             }
         }
     }

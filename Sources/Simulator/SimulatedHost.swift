@@ -10,6 +10,8 @@ struct SimulatedQEMU {
     var generation: Generation?
     /// The last epoch that it knows of: the one it was loaded from or committed itself.
     var epoch = 0
+    /// The segment that a waiting QEMU was made for: of another one it cannot load the state.
+    var segment: Int?
 }
 
 /// One host: a failure domain.
@@ -65,6 +67,8 @@ struct SimulatedRuntime {
     var drives: Int?
     var work: PairWork?
     var steps: [SimulatedStep] = []
+    /// The segment that was there when the work began.
+    var segment: Int?
     var retryAt: UInt64 = 0
     var failures: UInt64 = 0
     /// A store operation about the pair is under way.

@@ -204,6 +204,11 @@ extension World {
             }
             if isHalfPromoted(host, pair, record) { local.qemu = .waiting }
             local.driver = driver(runtime, host.qemus[pair]?.id)
+            if local.qemu == .waiting, local.driver == .running, !isFit(host, pair),
+                bug != .anyWaitingIsReady
+            {
+                local.driver = .none
+            }
             if isNoisy, random.chance(5) { local.qemu = .unknown }
         }
         var fencing = agent.fencing
@@ -231,6 +236,12 @@ extension World {
             qemu.generation != nil
         else { return false }
         return pairs[pair].segment?.commits.last?.generation != record.generation.number
+    }
+
+    /// Whether the waiting QEMU can load a state of the segment that is there now.
+    func isFit(_ host: SimulatedHost, _ pair: Int) -> Bool {
+        guard host.isPoolVisible, let segment = pairs[pair].segment else { return true }
+        return host.qemus[pair]?.segment == segment.id
     }
 
     private func driver(_ runtime: SimulatedRuntime, _ qemu: Int?) -> DriverState {

@@ -37,6 +37,11 @@ extension World {
         if record.promoting == nil {
             check(record.secondary != record.primary, "\(name): both roles on \(record.primary)")
         }
+        if record.state != .disabled, record.secondaryReady, let secondary = record.secondary,
+            let host = hostIndex[secondary].map({ hosts[$0] }), host.qemus[pair]?.mode == .waiting
+        {
+            check(isFit(host, pair), "\(name): the secondary on \(secondary) is of another segment")
+        }
         if record.state == .protected || record.state == .needSecondary {
             check((truth.segment?.epoch ?? 0) > 0, "\(name): protected without a commit")
         }
@@ -131,6 +136,9 @@ extension World {
             else { return "\(pair.name): its guest does not go on on \(record.primary)" }
             guard hosts[secondary].qemus[index]?.mode == .waiting else {
                 return "\(pair.name): no waiting QEMU on \(hosts[secondary].name)"
+            }
+            guard isFit(hosts[secondary], index) else {
+                return "\(pair.name): \(hosts[secondary].name) could not load its state"
             }
             for host in hosts
             where host.index != primary && host.index != secondary && host.qemus[index] != nil {

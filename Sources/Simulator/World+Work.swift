@@ -43,6 +43,7 @@ extension World {
     func startWork(_ host: SimulatedHost, _ agent: SimulatedAgent, _ pair: Int, _ work: Work) {
         agent.runtimes[pair].work = work.work
         agent.runtimes[pair].steps = work.steps
+        agent.runtimes[pair].segment = pairs[pair].segment?.id
         if let driver = work.driver { agent.runtimes[pair].driver = driver }
         scheduleStep(host, agent, pair)
     }
@@ -102,7 +103,7 @@ extension World {
         markDirty(agent, pair)
     }
 
-    private func isStoreReachable(_ host: SimulatedHost) -> Bool {
+    func isStoreReachable(_ host: SimulatedHost) -> Bool {
         isStoreUp && storeCuts[host.index] == 0
     }
 
@@ -228,9 +229,16 @@ extension World {
                 return fail(agent, pair, .failedPrecondition, "no room for a waiting QEMU")
             }
             newQEMU(host, pair, .waiting)
+            host.qemus[pair]?.segment = agent.runtimes[pair].segment
             host.hasGuestEnded[pair] = false
         case .checkWaiting:
-            if qemu?.mode != .waiting { fail(agent, pair, .unavailable, "gone") }
+            guard qemu?.mode == .waiting, let segment = pairs[pair].segment else {
+                return fail(agent, pair, .unavailable, "gone")
+            }
+            if qemu?.segment != segment.id {
+                newQEMU(host, pair, .waiting)
+                host.qemus[pair]?.segment = segment.id
+            }
         default:
             guard commit(host, pair) else { return fail(agent, pair, .conflict, "fenced") }
             host.qemus[pair]?.mode = .paused

@@ -301,6 +301,15 @@ package final class World {
         host.qemus[pair] = nil
     }
 
+    /// The guest shuts itself down, if it runs here.
+    func endGuest(_ host: SimulatedHost, _ pair: Int) {
+        guard host.isUp, host.pausedUntil <= now, let qemu = host.qemus[pair],
+            qemu.mode == .running
+        else { return }
+        killQEMU(host, pair)
+        host.hasGuestEnded[pair] = true
+    }
+
     func newQEMU(_ host: SimulatedHost, _ pair: Int, _ mode: SimulatedQEMU.Mode) {
         if let agent = host.agent, agent.incarnation <= liedIncarnation[host.index] {
             liedAbout.insert(nextQEMU)
@@ -311,9 +320,14 @@ package final class World {
 
     // MARK: Users
 
-    /// A user starts the domain, if the guest runs nowhere.
+    /// A user starts the domain, if the guest runs nowhere, and libvirt's hook lets him.
     func startDomain(_ pair: Int, on index: Int) {
         let host = hosts[index]
+        if let record = pairs[pair].record {
+            guard host.agent != nil, isStoreReachable(host), record.primary == host.name,
+                record.promoting == nil, !record.isUnderProtection
+            else { return }
+        }
         guard host.isUp, host.qemus[pair] == nil,
             !hosts.contains(where: { $0.qemus[pair].map { $0.mode != .waiting } ?? false })
         else { return }

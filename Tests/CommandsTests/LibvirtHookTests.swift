@@ -22,11 +22,12 @@ import Testing
         return rule
     }
 
-    private func pair(on host: String) -> PairView {
-        PairView(
-            record: PairRecord(
-                name: PairName("demo"), uuid: "u", primary: HostName(host), options: PairOptions(),
-                domainXML: Self.foreign, persistent: true, memoryBytes: 1 << 30))
+    private func pair(on host: String, _ state: PairState = .unprotected) -> PairView {
+        var record = PairRecord(
+            name: PairName("demo"), uuid: "u", primary: HostName(host), options: PairOptions(),
+            domainXML: Self.foreign, persistent: true, memoryBytes: 1 << 30)
+        record.state = state
+        return PairView(record: record)
     }
 
     @Test func onlyBeginningsAreAskedFor() {
@@ -57,6 +58,22 @@ import Testing
         var failing = pair(on: "h2")
         failing.promoting = HostName("h3")
         #expect(rule(Self.foreign, pair: failing).refusal?.message.contains("h3") == true)
+    }
+
+    /// Another host may go on from the last commit, until the record says that there is nothing to go on from.
+    @Test func anEndIsRecordedBeforeABeginning() {
+        for state in [PairState.protected, .needSecondary] {
+            let rule = rule(Self.ours("primary"), pair: pair(on: "h2", state))
+            #expect(rule.isEndUnrecorded)
+            #expect(rule.refusal?.code == .timedOut)
+        }
+        for state in [PairState.unprotected, .starting, .disabled] {
+            let rule = rule(Self.ours("primary"), pair: pair(on: "h2", state))
+            #expect(!rule.isEndUnrecorded && rule.refusal == nil)
+        }
+        let failing = rule(Self.ours("primary"), pair: pair(on: "h2", .failingOver))
+        #expect(!failing.isEndUnrecorded && failing.refusal?.code == .failedPrecondition)
+        #expect(!rule(Self.foreign, pair: pair(on: "h1", .protected)).isEndUnrecorded)
     }
 
     @Test func whoCannotAskStartsNothingOfOurs() {

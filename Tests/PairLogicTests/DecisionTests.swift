@@ -316,7 +316,7 @@ private func situation(
                         $0.state = .needSecondary
                     }, look: adjust))
         }
-        #expect(seen { _ in } == [.reportSecondaryReady])
+        #expect(seen { _ in } == [.reportSecondaryReady(Generation(1))])
         #expect(seen { $0.local.driver = .none } == [.adoptSecondary])
         #expect(seen { $0.local = LocalObservation() } == [.createSecondary])
         #expect(

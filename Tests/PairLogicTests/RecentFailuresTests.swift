@@ -45,7 +45,7 @@ private func at(_ seconds: UInt64) -> MonotonicInstant {
 
     @Test func aSecondaryThatWasReadyAndDiedIsNoFailure() {
         var failures = RecentFailures()
-        let ready = after(.reportSecondaryReady, base, by: h2)
+        let ready = after(.reportSecondaryReady(Generation(1)), base, by: h2)
         let lost = after(
             .reportSecondaryLost(h2, reason: "h2 is dead", error: nil), ready, by: h1)
         failures.note(old: ready, new: lost, at: at(10))
@@ -70,7 +70,7 @@ private func at(_ seconds: UInt64) -> MonotonicInstant {
         let placed = after(.placeSecondary(on: h2), lost, by: h1)
         failures.note(old: lost, new: placed, at: at(11))
         #expect(failures.reason(demo, h2, at: at(11)) != nil)
-        let ready = after(.reportSecondaryReady, placed, by: h2)
+        let ready = after(.reportSecondaryReady(Generation(1)), placed, by: h2)
         failures.note(old: placed, new: ready, at: at(12))
         #expect(failures.reason(demo, h2, at: at(12)) == nil)
 

@@ -125,10 +125,22 @@ extension RecordChange {
     }
 
     @Test func aSecondaryThatIsNoLongerNamedIsNotReady() {
-        let ready = PairAction.reportSecondaryReady
+        let ready = PairAction.reportSecondaryReady(Generation(7))
         #expect(ready.change(to: record { $0.secondary = nil }, by: h2) == .outdated)
         #expect(ready.change(to: record { $0.secondary = h3 }, by: h2) == .outdated)
         #expect(ready.change(to: record(), by: h2) == .outdated)
+    }
+
+    /// The pair may have been enabled anew, with other devices, while the QEMU was made.
+    @Test func aSecondaryOfAnotherGenerationIsNotReady() {
+        let placed = record {
+            $0.state = .needSecondary
+            $0.secondaryReady = false
+        }
+        let old = PairAction.reportSecondaryReady(Generation(6))
+        #expect(old.change(to: placed, by: h2) == .outdated)
+        let ready = PairAction.reportSecondaryReady(Generation(7))
+        #expect(ready.change(to: placed, by: h2) != .outdated)
     }
 
     @Test func aSecondaryIsPlacedOnceAndNeverOnThePrimarysHost() {

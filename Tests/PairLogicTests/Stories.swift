@@ -9,7 +9,7 @@ enum Stories {
             enabled: demo commits its epochs on h1
         h1: placeSecondary(on: h2)
         h2: createSecondary
-        h2: reportSecondaryReady
+        h2: reportSecondaryReady(1)
             protected: demo is protected: the secondary on h2 is ready
         = protected, generation 1, primary h1, secondary h2
         """,
@@ -24,7 +24,7 @@ enum Stories {
             promoted: demo goes on on h2, generation 2
         h2: placeSecondary(on: h3)
         h3: createSecondary
-        h3: reportSecondaryReady
+        h3: reportSecondaryReady(2)
             protected: demo is protected: the secondary on h3 is ready
         = protected, generation 2, primary h2, secondary h3
         > start h1
@@ -71,7 +71,7 @@ enum Stories {
             secondary-lost: demo has lost its secondary on h2: h2 is dead
         h1: placeSecondary(on: h3)
         h3: createSecondary
-        h3: reportSecondaryReady
+        h3: reportSecondaryReady(1)
             protected: demo is protected: the secondary on h3 is ready
         = protected, generation 1, primary h1, secondary h3
         > kill h3
@@ -82,7 +82,7 @@ enum Stories {
         > start h2
         h1: placeSecondary(on: h2)
         h2: createSecondary
-        h2: reportSecondaryReady
+        h2: reportSecondaryReady(1)
             protected: demo is protected: the secondary on h2 is ready
         = protected, generation 1, primary h1, secondary h2
         """,
@@ -111,7 +111,7 @@ enum Stories {
         h1: placeSecondary(on: h2)
         h2: cleanUpStale(reason: "its primary is on h1, generation 1")
         h2: createSecondary
-        h2: reportSecondaryReady
+        h2: reportSecondaryReady(1)
             protected: demo is protected: the secondary on h2 is ready
         = protected, generation 1, primary h1, secondary h2
         """,
@@ -128,7 +128,7 @@ enum Stories {
             promoted: demo goes on on h2, generation 2
         h2: placeSecondary(on: h1)
         h1: createSecondary
-        h1: reportSecondaryReady
+        h1: reportSecondaryReady(2)
             protected: demo is protected: the secondary on h1 is ready
         = protected, generation 2, primary h2, secondary h1
         """,
@@ -140,7 +140,7 @@ enum Stories {
             secondary-lost: demo has lost its secondary on h2: the waiting QEMU on h2 has ended
         h1: placeSecondary(on: h2)
         h2: createSecondary
-        h2: reportSecondaryReady
+        h2: reportSecondaryReady(1)
             protected: demo is protected: the secondary on h2 is ready
         = protected, generation 1, primary h1, secondary h2
         """,
@@ -179,7 +179,7 @@ enum Stories {
             promoted: demo goes on on h2, generation 3
         h2: placeSecondary(on: h1)
         h1: createSecondary
-        h1: reportSecondaryReady
+        h1: reportSecondaryReady(3)
             protected: demo is protected: the secondary on h1 is ready
         = protected, generation 3, primary h2, secondary h1
         """,
@@ -249,7 +249,7 @@ enum Stories {
             promoted: demo goes on on h2, generation 2
         h2: placeSecondary(on: h3)
         h3: createSecondary
-        h3: reportSecondaryReady
+        h3: reportSecondaryReady(2)
             protected: demo is protected: the secondary on h3 is ready
         = protected, generation 2, primary h2, secondary h3
         """,
@@ -266,7 +266,7 @@ enum Stories {
             switched-over: demo has moved from h1 to h2, generation 2
         h2: placeSecondary(on: h1)
         h1: createSecondary
-        h1: reportSecondaryReady
+        h1: reportSecondaryReady(2)
             protected: demo is protected: the secondary on h1 is ready
         = protected, generation 2, primary h2, secondary h1
         """,
@@ -277,7 +277,7 @@ enum Stories {
         h1: replaceSecondary(h2, by: h3)
         h2: cleanUpStale(reason: "its primary is on h1, generation 1")
         h3: createSecondary
-        h3: reportSecondaryReady
+        h3: reportSecondaryReady(1)
             protected: demo is protected: the secondary on h3 is ready
         h3: awaitHandOver
         h1: handOver
@@ -288,7 +288,7 @@ enum Stories {
             switched-over: demo has moved from h1 to h3, generation 2
         h3: placeSecondary(on: h1)
         h1: createSecondary
-        h1: reportSecondaryReady
+        h1: reportSecondaryReady(2)
             protected: demo is protected: the secondary on h1 is ready
         = protected, generation 2, primary h3, secondary h1
         """,
@@ -306,7 +306,7 @@ enum Stories {
             secondary-lost: demo has lost its secondary on h3: h3 is dead
         h1: placeSecondary(on: h2)
         h2: createSecondary
-        h2: reportSecondaryReady
+        h2: reportSecondaryReady(1)
             protected: demo is protected: the secondary on h2 is ready
         = protected, generation 1, primary h1, secondary h2
         """,
@@ -325,7 +325,7 @@ enum Stories {
             promoted: demo goes on on h2, generation 2
         h2: placeSecondary(on: h3)
         h3: createSecondary
-        h3: reportSecondaryReady
+        h3: reportSecondaryReady(2)
             protected: demo is protected: the secondary on h3 is ready
         = protected, generation 2, primary h2, secondary h3
         """,
@@ -348,7 +348,7 @@ enum Stories {
             switched-over: demo has moved from h1 to h2, generation 2
         h2: placeSecondary(on: h1)
         h1: createSecondary
-        h1: reportSecondaryReady
+        h1: reportSecondaryReady(2)
             protected: demo is protected: the secondary on h1 is ready
         = protected, generation 2, primary h2, secondary h1
         """,
@@ -372,7 +372,7 @@ enum Stories {
             promoted: demo goes on on h3, generation 3
         h3: placeSecondary(on: h1)
         h1: createSecondary
-        h1: reportSecondaryReady
+        h1: reportSecondaryReady(3)
             protected: demo is protected: the secondary on h1 is ready
         = protected, generation 3, primary h3, secondary h1
         """,
@@ -392,7 +392,7 @@ enum Stories {
             secondary-lost: demo has lost its secondary on h3: no room for a waiting QEMU
         h1: placeSecondary(on: h2)
         h2: createSecondary
-        h2: reportSecondaryReady
+        h2: reportSecondaryReady(1)
             protected: demo is protected: the secondary on h2 is ready
         = protected, generation 1, primary h1, secondary h2
         """,
@@ -410,7 +410,7 @@ enum Stories {
             switched-over: demo has moved from h1 to h2, generation 2
         h2: placeSecondary(on: h3)
         h3: createSecondary
-        h3: reportSecondaryReady
+        h3: reportSecondaryReady(2)
             protected: demo is protected: the secondary on h3 is ready
         = protected, generation 2, primary h2, secondary h3
         > kill-qemu h2
@@ -423,7 +423,7 @@ enum Stories {
             promoted: demo goes on on h3, generation 3
         h3: placeSecondary(on: h2)
         h2: createSecondary
-        h2: reportSecondaryReady
+        h2: reportSecondaryReady(3)
             protected: demo is protected: the secondary on h2 is ready
         = protected, generation 3, primary h3, secondary h2
         > undrain h1
@@ -468,7 +468,7 @@ enum Stories {
             switched-over: demo has moved from h1 to h2, generation 2
         h2: placeSecondary(on: h1)
         h1: createSecondary
-        h1: reportSecondaryReady
+        h1: reportSecondaryReady(2)
             protected: demo is protected: the secondary on h1 is ready
         = protected, generation 2, primary h2, secondary h1
         """,
@@ -526,7 +526,7 @@ enum Stories {
             enabled: demo commits its epochs on h1
         h1: placeSecondary(on: h2)
         h2: createSecondary
-        h2: reportSecondaryReady
+        h2: reportSecondaryReady(2)
             protected: demo is protected: the secondary on h2 is ready
         = protected, generation 2, primary h1, secondary h2
         """,
@@ -544,7 +544,7 @@ enum Stories {
             enabled: demo commits its epochs on h1
         h1: placeSecondary(on: h2)
         h2: createSecondary
-        h2: reportSecondaryReady
+        h2: reportSecondaryReady(2)
             protected: demo is protected: the secondary on h2 is ready
         = protected, generation 2, primary h1, secondary h2
         """,
@@ -566,7 +566,7 @@ enum Stories {
             enabled: demo commits its epochs on h1
         h1: placeSecondary(on: h2)
         h2: createSecondary
-        h2: reportSecondaryReady
+        h2: reportSecondaryReady(2)
             protected: demo is protected: the secondary on h2 is ready
         = protected, generation 2, primary h1, secondary h2
         """,
@@ -584,7 +584,7 @@ enum Stories {
             secondary-lost: demo has lost its secondary on h2: no room for a waiting QEMU
         h1: placeSecondary(on: h3)
         h3: createSecondary
-        h3: reportSecondaryReady
+        h3: reportSecondaryReady(1)
             protected: demo is protected: the secondary on h3 is ready
         = protected, generation 1, primary h1, secondary h3
         """,
@@ -607,7 +607,7 @@ enum Stories {
         = need-secondary, generation 1, primary h1, secondary h2: h2 makes the secondary
         > wait
         h2: createSecondary
-        h2: reportSecondaryReady
+        h2: reportSecondaryReady(1)
             protected: demo is protected: the secondary on h2 is ready
         = protected, generation 1, primary h1, secondary h2
         """,

@@ -18,12 +18,21 @@ import Testing
         for seed in UInt64(0)..<60 {
             counts.merge(try Run(seed: seed).counts, uniquingKeysWith: +)
         }
+        // Some things hardly happen in a mixture of all faults.
+        for focus in Shape.Focus.allCases {
+            for seed in UInt64(0)..<10 {
+                var shape = try Shape.random(seed)
+                shape.focus(on: focus)
+                let run = try Run(seed: seed, shape: shape)
+                counts.merge(run.counts, uniquingKeysWith: +)
+            }
+        }
         let expected = [
             "claimPromotion", "claimFenced", "promote", "reportPromoted", "waitForFence",
             "handOver", "adoptPrimary", "adoptSecondary", "cleanUpStale", "fence mark",
             "fence takeOver", "fence confirmOwn", "fence remove", "rejoin", "guests stopped",
             "watchdog", "lie", "proof agent", "proof libvirt", "proof manual", "proof own-host",
-            "commit fenced", "host dead", "host suspect",
+            "commit fenced", "host dead", "host suspect", "guestShutDown", "beginEnabling",
         ]
         for what in expected { #expect((counts[what] ?? 0) > 0, "\(what) never happened") }
     }
@@ -61,7 +70,7 @@ import Testing
     private static let focuses: [PlantedBug: Shape.Focus] = [
         .proofOutlivesIncarnation: .cutOff, .acknowledgesFenced: .cutOff, .selfFenceLate: .cutOff,
         .deathIsProof: .cutOff, .ownDelayAccuses: .pauses, .oneWayIsDeath: .pauses,
-        .commitWithoutCompare: .lies,
+        .commitWithoutCompare: .lies, .anyWaitingIsReady: .users,
     ]
 
     @Test(arguments: PlantedBug.allCases)
