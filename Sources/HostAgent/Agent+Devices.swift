@@ -46,13 +46,19 @@ extension Agent {
             return
         }
         let text = try await environment.libvirt.liveXML(.name(name.text))
-        let lines = try DomainXML(text).deviceLines
+        let lines: [String]
+        if let known = runtime.devices, known.text == text {
+            lines = known.lines
+        } else {
+            lines = try DomainXML(text).deviceLines
+        }
         if record.persistent { try await followAutostart(record) }
         guard let (present, _, same) = watchable(name), same === driver,
             present.generation == record.generation
         else { return }
         let seen = present.devices.flatMap { $0.generation == present.generation ? $0 : nil }
-        runtime.devices = .init(lines: lines, descriptors: count, atNanoseconds: now)
+        runtime.devices = .init(
+            text: text, lines: lines, descriptors: count, atNanoseconds: now)
         guard let seen else {
             let first = SeenDevices(generation: present.generation, lines: lines)
             try await environment.pairs.update(name) { record in

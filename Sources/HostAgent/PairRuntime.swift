@@ -63,6 +63,8 @@ final class PairRuntime {
     }
 
     struct WatchedDevices {
+        /// libvirt's XML of the running domain, and what it says of its devices.
+        var text: String
         var lines: [String]
         /// Descriptors that QEMU had when it was looked last.
         var descriptors: Int

@@ -54,8 +54,8 @@ package struct CommitPacing: Equatable, Sendable {
     /// After so many epochs with little work in a row a guest is idle.
     package static let calmEpochsUntilIdle = 20
     /// Its epochs get so many times as old as others, but no older than this (unless others do).
-    package static let idleEpochs: UInt64 = 10
-    package static let longestIdleEpoch: UInt64 = 500_000_000
+    package static let idleEpochs: UInt64 = 20
+    package static let longestIdleEpoch: UInt64 = 1_000_000_000
     /// Little work: fewer touched pages than these in the time of an ordinary epoch.
     package static let idlePages: UInt64 = 64
 
@@ -126,7 +126,7 @@ package struct CommitPacing: Equatable, Sendable {
     /// When the epoch is to be committed, if nothing else happens.
     /// - Parameters:
     ///   - lastData: when the guest last sent data in this epoch, if it did.
-    ///   - isWorking: it has touched more pages in this epoch than an idle guest does, or written to a disk.
+    ///   - isWorking: it touches more pages than an idle guest does, or has written to a disk.
     ///   - restingSince: since when all its CPUs have been halted, if they are.
     ///   - frames: so many it has sent in this epoch.
     package func due(
@@ -158,5 +158,26 @@ package struct CommitPacing: Equatable, Sendable {
 
     private var coldRun: UInt64 {
         began < coldUntil ? min(Self.coldRunPerPause * meanPause, Self.longestColdRun) : 0
+    }
+}
+
+/// Looks at an idle guest once in the time of an ordinary epoch: whether it still touches little.
+package struct IdleLook: Equatable, Sendable {
+    /// When to look next, in monotonic nanoseconds.
+    package private(set) var looksAt: UInt64 = 0
+    /// What it touched between the last two looks is not little.
+    package private(set) var isWorking = false
+    private var pages: UInt64 = 0
+
+    package init() {}
+
+    /// - Parameter pages: how many it has touched in the running epoch.
+    package mutating func look(now: UInt64, pages present: UInt64, epochMaximum: UInt64) {
+        guard now >= looksAt else { return }
+        // Fewer than before: there was a commit in between.
+        let touched = present < pages ? present : present - pages
+        isWorking = touched >= CommitPacing.idlePages
+        pages = present
+        looksAt = now + epochMaximum
     }
 }

@@ -121,12 +121,10 @@ package final class EpochLoop: @unchecked Sendable {
         var silence = Silence()
         let cpus = output == nil ? nil : findCPUs()
         var rest = GuestRest()
+        var idle = IdleLook()
         while true {
-            var wake = min(due(pacing, rest), silence.looksAt, rest.looksAt)
-            // An idle guest is looked at as often as others are committed.
-            if pacing.isIdle {
-                wake = min(wake, MonotonicClock.nowNanoseconds() + epochMaximumNanoseconds)
-            }
+            var wake = min(due(pacing, rest, idle), silence.looksAt, rest.looksAt)
+            if pacing.isIdle { wake = min(wake, idle.looksAt) }
             if output?.isReleasing ?? false {
                 let isHeld = committer.disks?.isHolding ?? false
                 let pause = isHeld ? Self.durableAgainNanoseconds : Self.releaseAgainNanoseconds
@@ -142,10 +140,11 @@ package final class EpochLoop: @unchecked Sendable {
             if committer.tracker.lost { return .lost(qemuGone) }
             if hasFrames { silence = Silence() }
             if silence.takeDue() || pacing.isIdle, isQEMUEnding() { return .lost(qemuGone) }
+            look(atIdle: &idle, pacing)
             do {
                 if hasFrames { try output?.collect() }
                 if let cpus { look(at: cpus, &rest, hasFrames) }
-                if let reason = reason(isAsked, pacing, rest) {
+                if let reason = reason(isAsked, pacing, rest, idle) {
                     rest = GuestRest()
                     try commit(reason, &pacing)
                 } else {
@@ -180,10 +179,10 @@ package final class EpochLoop: @unchecked Sendable {
 
     /// Why to commit now, if so.
     private func reason(
-        _ isAsked: Bool, _ pacing: CommitPacing, _ rest: GuestRest
+        _ isAsked: Bool, _ pacing: CommitPacing, _ rest: GuestRest, _ idle: IdleLook
     ) -> CommitReason? {
         if isAsked, let asked = request.take() { return asked }
-        guard due(pacing, rest) <= MonotonicClock.nowNanoseconds() else { return nil }
+        guard due(pacing, rest, idle) <= MonotonicClock.nowNanoseconds() else { return nil }
         switch demand {
         case .none: return .timer
         case .soon: return .output
@@ -191,16 +190,22 @@ package final class EpochLoop: @unchecked Sendable {
         }
     }
 
-    private func due(_ pacing: CommitPacing, _ rest: GuestRest) -> UInt64 {
+    private func due(_ pacing: CommitPacing, _ rest: GuestRest, _ idle: IdleLook) -> UInt64 {
         pacing.due(
             demand, lastData: committer.output?.lastData,
-            isWorking: pacing.isIdle && isWorking, restingSince: rest.since,
-            frames: committer.output?.epochFrames ?? 0)
+            isWorking: idle.isWorking || committer.disks?.hasUnsealed ?? false,
+            restingSince: rest.since, frames: committer.output?.epochFrames ?? 0)
     }
 
-    private var isWorking: Bool {
-        committer.segment.undoUsed >= CommitPacing.idlePages
-            || committer.disks?.hasUnsealed ?? false
+    /// As often as other guests are committed.
+    private func look(atIdle idle: inout IdleLook, _ pacing: CommitPacing) {
+        guard pacing.isIdle else {
+            idle = IdleLook()
+            return
+        }
+        idle.look(
+            now: MonotonicClock.nowNanoseconds(), pages: committer.segment.undoUsed,
+            epochMaximum: epochMaximumNanoseconds)
     }
 
     /// What an error means for the loop; nil: it goes on.

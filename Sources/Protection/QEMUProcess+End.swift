@@ -23,14 +23,19 @@ extension QEMUProcess {
 
     /// No thread of the process runs a user instruction again. Costs one look into /proc while the process lives.
     package var isEnding: Bool {
-        guard let stat = readSmallFile("/proc/\(processID)/stat"), isOurs(stat: stat) else {
-            return true
-        }
+        // Not of a later process with the same number.
+        guard let stat = readSmallFile("/proc/\(processID)/stat"), let first = ThreadState(stat),
+            first.startTicks == startTicks
+        else { return true }
         // The first thread may have ended before the others.
-        guard Self.isEnding(stat: stat) else { return false }
+        guard first.isEnding else { return false }
         let directory = "/proc/\(processID)/task"
         let threads = (try? FileManager.default.contentsOfDirectory(atPath: directory)) ?? []
-        return threads.allSatisfy { Self.isEnding(statOf: "\(directory)/\($0)/stat") }
+        // A thread that has gone meanwhile is no thread.
+        return threads.allSatisfy { thread in
+            guard let stat = readSmallFile("\(directory)/\(thread)/stat") else { return true }
+            return ThreadState(stat)?.isEnding ?? false
+        }
     }
 
     /// Whether the process, which was not asked to stop before it was ended, can have asked a device to write into its
@@ -55,28 +60,6 @@ extension QEMUProcess {
         return true
     }
 
-    /// proc(5): after the name in parentheses comes the state; `flags` is the seventh field from there.
-    package static func isEnding(stat: String) -> Bool {
-        guard let end = stat.lastIndex(of: ")") else { return false }
-        let fields = stat[stat.index(after: end)...].split(separator: " ")
-        guard fields.count > 6 else { return false }
-        if fields[0] == "Z" || fields[0] == "X" { return true }
-        let exiting: UInt64 = 0x4
-        return UInt64(fields[6]).map { $0 & exiting != 0 } ?? false
-    }
-
-    /// Not of a later process with the same number.
-    private func isOurs(stat: String) -> Bool {
-        guard let end = stat.lastIndex(of: ")") else { return false }
-        let fields = stat[stat.index(after: end)...].split(separator: " ")
-        return fields.count > 19 && UInt64(fields[19]) == startTicks
-    }
-
-    /// A thread that has gone meanwhile is no thread.
-    private static func isEnding(statOf path: String) -> Bool {
-        readSmallFile(path).map { isEnding(stat: $0) } ?? true
-    }
-
     /// proc(5), /proc/PID/fdinfo: `flags:` and the octal flags of the open file.
     package static func isDirect(fdinfo: String) -> Bool {
         let line = fdinfo.split(whereSeparator: \.isNewline).first { $0.hasPrefix("flags:") }
@@ -92,5 +75,39 @@ extension QEMUProcess {
         guard stat(path, &found) == 0 else { return true }
         let kind = found.st_mode & S_IFMT
         return kind == S_IFREG || kind == S_IFBLK
+    }
+}
+
+/// What the kernel says of a thread in its `stat`, proc(5). Looked at often: nothing is made of it but these.
+package struct ThreadState: Equatable {
+    package var letter: UInt8 = 0
+    package var flags: UInt64 = 0
+    /// When it began, in clock ticks since the machine did.
+    package var startTicks: UInt64 = 0
+
+    /// After the name in parentheses come the state, as the sixth after it the flags, and as the 19th the start time.
+    package init?(_ text: String) {
+        guard let end = text.utf8.lastIndex(of: UInt8(ascii: ")")) else { return nil }
+        var field = -1
+        var number: UInt64 = 0
+        for byte in text.utf8[end...].dropFirst() {
+            if byte == UInt8(ascii: " ") {
+                if field == 6 { flags = number }
+                if field == 19 { startTicks = number }
+                field += 1
+                number = 0
+            } else if field == 0 {
+                letter = byte
+            } else {
+                number = number &* 10 &+ UInt64(byte &- UInt8(ascii: "0"))
+            }
+        }
+        guard field > 6 else { return nil }
+    }
+
+    /// It runs no user instruction again.
+    package var isEnding: Bool {
+        let exiting: UInt64 = 0x4
+        return letter == UInt8(ascii: "Z") || letter == UInt8(ascii: "X") || flags & exiting != 0
     }
 }

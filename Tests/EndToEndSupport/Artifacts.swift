@@ -25,6 +25,7 @@ package enum Artifacts {
         try? "\(began)\n".write(
             toFile: directory + "/began-at", atomically: true, encoding: .utf8)
         for host in lab.hosts { copyHost(host, lab, into: "\(directory)/\(host)") }
+        for host in lab.livingHosts { await keepCPUs(host, lab, in: "\(directory)/\(host)") }
         copy(
             URL(fileURLWithPath: lab.layout.store).deletingLastPathComponent().path,
             to: directory + "/store")
@@ -53,6 +54,20 @@ package enum Artifacts {
         }
         // QEMU's own logs and the guest's console.
         copy("\(source)/var/log/qemu", to: "\(target)/qemu")
+    }
+
+    /// Where the guests' CPUs are, a moment apart: what hangs stays there.
+    private static func keepCPUs(_ host: HostName, _ lab: TestLab, in directory: String) async {
+        let uri = lab.layout.libvirtURI(of: host)
+        for name in (try? await lab.domains(host, onlyActive: true)) ?? [] {
+            for moment in 1...3 {
+                await say(
+                    [
+                        "virsh", "-q", "-c", uri, "qemu-monitor-command", name, "--hmp",
+                        "info registers -a",
+                    ], in: directory, as: "registers-\(name)-\(moment)")
+            }
+        }
     }
 
     private static func copy(_ source: String, to target: String) {

@@ -36,10 +36,13 @@ import Testing
 
     @Test func endingThreadsAreKnownByTheirFlags() {
         let fields = "1 1 1 0 -1 "
-        #expect(!QEMUProcess.isEnding(stat: "7 (CPU 0/TCG) S \(fields)4194304 0 0"))
-        #expect(QEMUProcess.isEnding(stat: "7 (a) b) R \(fields)4194308 0 0"))
-        #expect(QEMUProcess.isEnding(stat: "7 (q) Z \(fields)0 0 0"))
-        #expect(!QEMUProcess.isEnding(stat: ""))
+        #expect(ThreadState("7 (CPU 0/TCG) S \(fields)4194304 0 0")?.isEnding == false)
+        #expect(ThreadState("7 (a) b) R \(fields)4194308 0 0")?.isEnding == true)
+        #expect(ThreadState("7 (q) Z \(fields)0 0 0")?.isEnding == true)
+        #expect(ThreadState("") == nil)
+        #expect(ThreadState("7 (q) Z 1") == nil)
+        let whole = "7 (q (x) S \(fields)4194560 3 0 0 0 1 2 0 0 20 0 1 0 917 10 200 18446744073"
+        #expect(ThreadState(whole)?.startTicks == 917)
     }
 
     @Test func directInputAndOutputIsSeen() throws {
