@@ -171,13 +171,18 @@ package struct IdleLook: Equatable, Sendable {
 
     package init() {}
 
-    /// - Parameter pages: how many it has touched in the running epoch.
+    /// - Parameter pages: how many of the running epoch are logged.
     package mutating func look(now: UInt64, pages present: UInt64, epochMaximum: UInt64) {
         guard now >= looksAt else { return }
-        // Fewer than before: there was a commit in between.
-        let touched = present < pages ? present : present - pages
-        isWorking = touched >= CommitPacing.idlePages
+        isWorking = present >= pages + CommitPacing.idlePages
         pages = present
         looksAt = now + epochMaximum
+    }
+
+    /// An epoch has begun.
+    /// - Parameter pages: how many are logged already, ahead of their first touch.
+    package mutating func committed(pages present: UInt64) {
+        isWorking = false
+        pages = present
     }
 }

@@ -147,6 +147,7 @@ package final class EpochLoop: @unchecked Sendable {
                 if let reason = reason(isAsked, pacing, rest, idle) {
                     rest = GuestRest()
                     try commit(reason, &pacing)
+                    idle.committed(pages: committer.segment.undoUsed)
                 } else {
                     try committer.releaseCommitted()
                 }

@@ -259,8 +259,11 @@ import Testing
         look.look(
             now: look.looksAt, pages: pages + CommitPacing.idlePages, epochMaximum: Self.maximum)
         #expect(look.isWorking)
-        // A commit begins at none.
-        look.look(now: look.looksAt, pages: 3, epochMaximum: Self.maximum)
+        // What is logged ahead of an epoch is not touched yet.
+        look.committed(pages: 100)
+        #expect(!look.isWorking)
+        look.look(
+            now: look.looksAt, pages: 99 + CommitPacing.idlePages, epochMaximum: Self.maximum)
         #expect(!look.isWorking)
     }
 
