@@ -57,8 +57,7 @@ extension QMPConnection {
         var isDone = false
         defer { if !isDone { meanwhile() } }
         try withTurn(deadline, attending: attending) {
-            input.staysAwake = true
-            defer { input.staysAwake = false }
+            // Asleep: its answer to the command before has put us on QEMU's CPU, and it goes on when we leave it.
             begin("{\"execute\":\"cont\"}\n")
             try sendOutput(deadline)
             isDone = true

@@ -213,6 +213,8 @@ package final class Committer: @unchecked Sendable {
         output?.published(closed.logs)
         FaultPoint.reached("commit.published")
         steps.published()
+        // Done while QEMU goes on, and before the guest touches these pages again.
+        if ending == .resume { tracker.startLoggingAhead() }
         switch ending {
         case .resume: try cont()
         case .standStill: try releaseCommitted()
@@ -221,7 +223,6 @@ package final class Committer: @unchecked Sendable {
         steps.ended()
         disks?.ring()
         FaultPoint.reached("commit.end")
-        if ending == .resume { tracker.startLoggingAhead() }
         return CommitReport(
             epoch: epoch, dirtyPages: closed.dirtyPages + opened.touchedPages,
             stateBytes: stateBytes, frames: frames, frameBytes: bytes, steps: steps)

@@ -74,7 +74,8 @@ struct LogAhead {
 ///    change these pages without a fault; if there is one, the images are dropped.
 /// 2. At the change of epochs the entries are published and the pages marked as touched. Whoever touches them is let
 ///    through from here on, as with any page that has been logged.
-/// 3. Guest running: the fault thread unprotects them, and logs what is left of the plan, a little at a time.
+/// 3. From then on, while QEMU resumes the guest and after: the fault thread unprotects them, and logs what is left of the
+///    plan, a little at a time.
 extension PageTracker {
     /// Bytes copied with the lock held once.
     private static let chunkBytes: UInt64 = 64 << 10
