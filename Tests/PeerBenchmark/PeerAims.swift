@@ -35,19 +35,26 @@ struct PeerAims {
 
     private var epochs: [Aim] {
         let sizes = results.workloads(SizePart.part)
-        let pauses = sizes.map {
-            results.summary(SizePart.part, $0, Ftvm.name, "commit p50").median
+        func figures(_ measure: String) -> [Double] {
+            sizes.map { results.summary(SizePart.part, $0, Ftvm.name, measure).median }
         }
-        let worst = pauses.max() ?? .nan
-        let best = pauses.min() ?? .nan
-        let texts = zip(sizes, pauses).map { "\($0): \(Format.number($1, decimals: 2))" }
+        func text(_ figures: [Double]) -> String {
+            zip(sizes, figures).map { "\($0): \(Format.number($1, decimals: 2))" }.joined(
+                separator: ", ")
+        }
+        let (commits, pauses) = (figures("commit p50"), figures("pause p50"))
+        let worst = commits.max() ?? .nan
+        let best = commits.min() ?? .nan
         return [
             aim(
-                "epoch pause p50 under 2 ms at 1,000 dirty pages", texts.joined(separator: ", "),
-                pauses, worst < 2),
+                "epoch pause p50 under 2 ms at 1,000 dirty pages", text(commits), commits,
+                worst < 2),
+            aim(
+                "the same by QEMU's events, as the peers' pauses", text(pauses), pauses,
+                (pauses.max() ?? .nan) < 2),
             aim(
                 "and flat in the size of the guest's memory (at most 1.5 times)",
-                "\(Format.number(worst / best, decimals: 2)) times", pauses, worst < best * 1.5),
+                "\(Format.number(worst / best, decimals: 2)) times", commits, worst < best * 1.5),
         ]
     }
 
