@@ -23,7 +23,11 @@ enum HostBootScript {
         tac /proc/mounts | while read -r _ path _; do
             case $path in
                 "$FTVM_LAB" | "$FTVM_LAB"/*) ;;
-                /run/*) umount --lazy "$path" ;;
+                # Its lab may take it away at the same time.
+                /run/*)
+                    umount --lazy "$path" 2>/dev/null ||
+                        if mountpoint --quiet "$path"; then umount --lazy "$path"; fi
+                    ;;
             esac
         done
         mount --make-private /

@@ -237,6 +237,27 @@ extension Domains {
             }
         }
 
+        /// Ended and started again in one go: libvirt's hook lets it start when its end is recorded, so that nobody goes on from
+        /// the run before.
+        @Test func aGuestIsEndedAndStartedAtOnce() async throws {
+            let lab = try TestLab.here()
+            let (guest, pair) = try await lab.protectedDemo()
+            let boot = try await guest.status().bootID
+            let virsh = "virsh -q -c '\(lab.layout.libvirtURI(of: pair.primary))'"
+            _ = try await Command.succeed(
+                [
+                    "sh", "-c",
+                    "\(virsh) destroy \(TestLab.demo) && \(virsh) start \(TestLab.demo)",
+                ])
+            let started = try await lab.present()
+            #expect(started.state != .protected || started.generation > pair.generation)
+            let again = try await lab.protected { $0.generation > pair.generation }
+            #expect(again.primary == pair.primary)
+            _ = try await guest.connect(seconds: 90)
+            #expect(try await guest.status().bootID != boot)
+            try await lab.removeDemo()
+        }
+
         @Test func noSecondCopyIsStarted() async throws {
             let lab = try TestLab.here()
             let (guest, pair) = try await lab.protectedDemo()
