@@ -56,10 +56,14 @@ package struct CommitPacing: Equatable, Sendable {
     /// Its epochs get so many times as old as others, but no older than this (unless others do).
     package static let idleEpochs: UInt64 = 20
     package static let longestIdleEpoch: UInt64 = 1_000_000_000
+    /// With fewer entries in its undo log (of huge pages) a guest is never idle: an old epoch could fill it, and the overflow of
+    /// a log leaves nothing to go back to.
+    package static let idleLogEntries: UInt64 = 4_096
     /// Little work: fewer touched pages than these in the time of an ordinary epoch.
     package static let idlePages: UInt64 = 64
 
     package let epochMaximum: UInt64
+    private let mayIdle: Bool
     /// Epochs with little work, the last ones in a row.
     private var calmEpochs = 0
     /// Until when the guest counts as cold.
@@ -75,10 +79,15 @@ package struct CommitPacing: Equatable, Sendable {
     /// A commit has failed: the next try is a matter of the timer.
     private var hasFailed = false
 
-    /// - Parameter isCold: the guest was promoted just now.
-    package init(epochMaximumNanoseconds: UInt64, now: UInt64, isCold: Bool = false) {
+    /// - Parameters:
+    ///   - isCold: the guest was promoted just now.
+    ///   - mayIdle: the undo log has room for the old epochs of an idle guest.
+    package init(
+        epochMaximumNanoseconds: UInt64, now: UInt64, isCold: Bool = false, mayIdle: Bool = true
+    ) {
         precondition(epochMaximumNanoseconds > 0, "an epoch has a length")
         epochMaximum = epochMaximumNanoseconds
+        self.mayIdle = mayIdle
         coldUntil = isCold ? now + Self.coldPhase : now
         minimumRun = min(Self.shortestRun, epochMaximumNanoseconds)
         began = now
@@ -96,7 +105,8 @@ package struct CommitPacing: Equatable, Sendable {
         hasWritten: Bool = false, lastFrame: UInt64? = nil
     ) {
         let ordinaryEpochs = max(1, (now &- began) / epochMaximum)
-        let isCalm = frames == 0 && !hasWritten && pages / ordinaryEpochs < Self.idlePages
+        let isCalm =
+            mayIdle && frames == 0 && !hasWritten && pages / ordinaryEpochs < Self.idlePages
         calmEpochs = isCalm ? min(calmEpochs + 1, Self.calmEpochsUntilIdle) : 0
         began = now
         hasFailed = false

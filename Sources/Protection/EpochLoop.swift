@@ -117,7 +117,8 @@ package final class EpochLoop: @unchecked Sendable {
         defer { wait.release() }
         var pacing = CommitPacing(
             epochMaximumNanoseconds: epochMaximumNanoseconds, now: MonotonicClock.nowNanoseconds(),
-            isCold: isCold)
+            isCold: isCold,
+            mayIdle: committer.segment.undoCapacity >= CommitPacing.idleLogEntries)
         var silence = Silence()
         let cpus = output == nil ? nil : findCPUs()
         var rest = GuestRest()

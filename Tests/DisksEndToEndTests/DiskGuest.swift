@@ -175,18 +175,8 @@ struct DiskGuest: Sendable {
     /// The disks are images again, whose guest runs.
     func disable() async throws { try await lab.disable(Self.name) }
 
-    /// libvirt takes a guest that stands still for a commit for one that does not run, and refuses then.
     func shutDown(on host: HostName) async throws {
-        try await eventually("libvirt shuts the guest down") { () async throws -> Void? in
-            let outcome = try await Command.attempt([
-                "virsh", "-q", "-c", lab.layout.libvirtURI(of: host), "shutdown", Self.name,
-            ])
-            if outcome.status == 0 { return () }
-            guard outcome.errorOutput.contains("not running") else {
-                throw Failure(outcome.errorOutput)
-            }
-            return nil
-        }
+        try await lab.shutDown(Self.name, on: host)
     }
 
     /// What a guest that has ended wrote last is in its images: the journal goes after that.

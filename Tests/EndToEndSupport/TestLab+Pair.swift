@@ -93,6 +93,21 @@ extension TestLab {
 
     // MARK: - Domain
 
+    /// As users do (Documentation/Domains.md): libvirt takes a guest that stands still for a commit for one that does not run,
+    /// and refuses then.
+    package func shutDown(_ name: String = TestLab.demo, on host: HostName) async throws {
+        try await eventually("libvirt shuts \(name) down") { () async throws -> Void? in
+            let outcome = try await Command.attempt([
+                "virsh", "-q", "-c", layout.libvirtURI(of: host), "shutdown", name,
+            ])
+            if outcome.status == 0 { return () }
+            guard outcome.errorOutput.contains("not running") else {
+                throw Failure(outcome.errorOutput)
+            }
+            return nil
+        }
+    }
+
     /// Defines the demo guest on a host.
     @discardableResult
     package func define(_ guest: GuestDomain = GuestDomain(), on host: HostName) async throws

@@ -150,7 +150,7 @@ extension EndToEnd {
         private func end(_ guest: Guest, _ way: String) async throws {
             let home = guest.lab.hosts[0]
             switch way {
-            case "virsh shutdown": _ = try await guest.lab.virsh(home, "shutdown", TestLab.demo)
+            case "virsh shutdown": try await guest.lab.shutDown(on: home)
             case "virsh destroy": _ = try await guest.lab.virsh(home, "destroy", TestLab.demo)
             default:
                 // It may be gone before it has answered.

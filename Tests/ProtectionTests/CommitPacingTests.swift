@@ -267,6 +267,14 @@ import Testing
         #expect(!look.isWorking)
     }
 
+    @Test func aGuestWithASmallLogIsNeverIdle() {
+        var pacing = CommitPacing(epochMaximumNanoseconds: Self.maximum, now: 0, mayIdle: false)
+        for _ in 0...CommitPacing.calmEpochsUntilIdle {
+            pacing.committed(now: 0, pause: 0, frames: 0, bytes: 0, pages: 0)
+        }
+        #expect(!pacing.isIdle && pacing.due(.none) == Self.maximum)
+    }
+
     @Test func whoAsksForLongEpochsGetsNoLongerOnes() {
         for maximum in [1_000_000, 2_000_000_000] as [UInt64] {
             var pacing = CommitPacing(epochMaximumNanoseconds: maximum, now: 0)
