@@ -91,7 +91,12 @@ extension SegmentHeader {
         }
         let undoBytes =
             specification.undoLogBytes
-            ?? max(specification.memoryBytes / 4, SegmentSpecification.minimumUndoLogBytes)
+            ?? max(
+                specification.memoryBytes / 4, SegmentSpecification.minimumUndoLogBytes,
+                // Of huge pages an epoch may touch any number of these; with one entry for each page it never overflows.
+                min(
+                    specification.memoryBytes, SegmentSpecification.usualUndoEntries * pageSizeBytes
+                ))
         guard undoBytes >= pageSizeBytes, undoBytes <= largest else {
             throw FtvmError(
                 .invalidArgument, "an undo log of \(undoBytes) bytes is not possible",

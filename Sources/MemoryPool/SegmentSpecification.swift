@@ -28,6 +28,8 @@ package struct SegmentSpecification: Sendable {
 
     package static let defaultStateSlotBytes: UInt64 = 4 << 20
     package static let minimumUndoLogBytes: UInt64 = 64 << 20
+    /// Entries that a log has without a wish for its size, if the guest has so many pages.
+    package static let usualUndoEntries: UInt64 = 512
     package static let defaultOutputLogBytes: UInt64 = 16 << 20
     package static let defaultInputLogBytes: UInt64 = 8 << 20
     /// A few of the largest frames.

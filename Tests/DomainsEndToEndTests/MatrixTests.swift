@@ -7,7 +7,7 @@ import Model
 import Testing
 
 extension Domains {
-    @Suite(.lab(LabShape(hugePages: 420)), .keepingLogs)
+    @Suite(.lab(LabShape(hugePages: 560)), .keepingLogs)
     struct Matrix {
         @Test(arguments: Combination.chosen)
         func aDomainOfThisKind(_ kind: Combination) async throws {

@@ -8,7 +8,7 @@ import Testing
 
 extension Domains {
     /// Guests whose memory is a shared file of their QEMU's, as those with virtiofs have it.
-    @Suite(.lab(LabShape(hugePages: Domains.isFull ? 260 : 0)), .keepingLogs)
+    @Suite(.lab(LabShape(hugePages: Domains.isFull ? 400 : 0)), .keepingLogs)
     struct SharedMemory {
         private static let memfd = "<source type='memfd'/><access mode='shared'/>"
         private static let file = "<source type='file'/><access mode='shared'/>"

@@ -180,7 +180,7 @@ extension EndToEnd {
     }
 
     /// The same in pools of other kinds.
-    @Suite(.lab(LabShape(hugePages: 200)), .keepingLogs)
+    @Suite(.lab(LabShape(hugePages: 320)), .keepingLogs)
     struct Pools {
         @Test(arguments: [
             ("huge", PoolKind.hugetlbfs, UInt64(2 << 20)), ("memfd", PoolKind.memfd, 4096),
