@@ -75,8 +75,9 @@ extension Agent {
                 return local
             }
             local.qemu = .waiting
+            if case .failed = local.driver { return local }
             let isFit = segment.map { secondary.isMade(for: $0) } ?? true
-            if case .failed = local.driver {} else { local.driver = isFit ? .running : .none }
+            local.driver = isFit ? .running : .none
             return local
         }
         if now < runtime.reasonDueAtNanoseconds {

@@ -40,13 +40,8 @@ package struct QEMUProcess: Hashable, Sendable {
 
     /// The process of this number as it is now; nil when there is none.
     package init?(processID: Int32) {
-        guard let stat = Self.read("/proc/\(processID)/stat"),
-            let close = stat.lastIndex(of: ")")
-        else { return nil }
-        // After the name in parentheses: state is field 3, starttime is field 22.
-        let fields = stat[stat.index(after: close)...].split(separator: " ")
-        guard fields.count > 19, fields[0] != "Z", fields[0] != "X",
-            let ticks = UInt64(fields[19])
+        guard let stat = Self.read("/proc/\(processID)/stat"), let first = ThreadState(stat),
+            !first.hasEnded, let ticks = first.startTicks
         else { return nil }
         self.processID = processID
         self.startTicks = ticks

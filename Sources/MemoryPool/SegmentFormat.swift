@@ -93,7 +93,8 @@ extension SegmentHeader {
             specification.undoLogBytes
             ?? max(
                 specification.memoryBytes / 4, SegmentSpecification.minimumUndoLogBytes,
-                // Of huge pages an epoch may touch any number of these; with one entry for each page it never overflows.
+                // A quarter of a small guest is a few huge pages, and an epoch touches more; with one entry for each page no
+                // epoch fills it.
                 min(
                     specification.memoryBytes, SegmentSpecification.usualUndoEntries * pageSizeBytes
                 ))

@@ -240,11 +240,8 @@ import Testing
     /// Somebody resumed the guest of an ftvmd that died, and it has sent more than its sockets hold: QEMU's main thread
     /// waits, and with it the monitor.
     @Test func aSuccessorFindsAQEMUThatWaits() throws {
-        let world = try GateWorld(nics: 1)
+        let (world, guest, first) = try GateWorld.protecting()
         defer { world.remove() }
-        let guest = try world.start()
-        world.meet(guest)
-        var driver = try world.takeOver(guest)
         try world.shrinkSockets(guest, bytes: 4_096)
         // Its ftvmd lets it write, but does not collect.
         world.ping(Array(0..<40), guest)
@@ -255,8 +252,8 @@ import Testing
                 return false
             } catch let error as FtvmError where error.code == .timedOut { return true }
         }
-        driver.close()
-        driver = try world.adopt(guest, reconnecting: true)
+        first.close()
+        let driver = try world.adopt(guest, reconnecting: true)
         defer { driver.close() }
         try world.wait("answers are held") {
             _ = try driver.gate?.collect()
@@ -269,11 +266,8 @@ import Testing
     /// Half a gate, as an ftvmd leaves it that dies while it makes one or takes it away.
     @Test(arguments: ["object", "device", "socket", "off"])
     func aHalfGateIsMadeAnew(missing: String) throws {
-        let world = try GateWorld(nics: 1)
+        let (world, guest, first) = try GateWorld.protecting()
         defer { world.remove() }
-        let guest = try world.start()
-        world.meet(guest)
-        var driver = try world.takeOver(guest)
         let monitor = guest.qemu.monitor
         switch missing {
         case "object": try monitor.removeObject(id: "ftvm-out-hostnet0")
@@ -286,8 +280,8 @@ import Testing
             }
         default: try monitor.setFilter(id: "ftvm-out-hostnet0", on: false)
         }
-        driver.close()
-        driver = try world.adopt(guest)
+        first.close()
+        let driver = try world.adopt(guest)
         defer { driver.close() }
         world.ping(Array(0..<5), guest)
         try world.wait("answers are held") {
@@ -303,17 +297,14 @@ import Testing
     /// The same, where the guest stands still: because of the dead ftvmd, that was at a commit, or because of a user.
     @Test(arguments: [true, false])
     func aHalfGateOfAPausedGuestIsMadeAnew(isOurs: Bool) throws {
-        let world = try GateWorld(nics: 1)
+        let (world, guest, first) = try GateWorld.protecting()
         defer { world.remove() }
-        let guest = try world.start()
-        world.meet(guest)
-        var driver = try world.takeOver(guest)
         let monitor = guest.qemu.monitor
         try monitor.removeObject(id: "ftvm-out-hostnet0")
         if isOurs { world.segment.insertFlags(.pausedByCommit) }
         try monitor.stop()
-        driver.close()
-        driver = try world.adopt(guest)
+        first.close()
+        let driver = try world.adopt(guest)
         defer { driver.close() }
         #expect(try monitor.status().running == isOurs)
         #expect(!world.segment.flags.contains(.pausedByCommit))
@@ -321,11 +312,8 @@ import Testing
 
     /// A NIC that is added while the domain is protected.
     @Test func aNICWithoutAGateIsTold() throws {
-        let world = try GateWorld(nics: 1)
+        let (world, guest, driver) = try GateWorld.protecting()
         defer { world.remove() }
-        let guest = try world.start()
-        world.meet(guest)
-        let driver = try world.takeOver(guest)
         defer { driver.close() }
         #expect(driver.figures().failure == nil)
         _ = try guest.qemu.monitor.execute(

@@ -135,6 +135,21 @@ final class GateWorld {
         }
     }
 
+    /// A world with one guest that has been pinged and is protected.
+    static func protecting(
+        nics: Int = 1
+    ) throws -> (world: GateWorld, guest: Guest, driver: PrimaryDriver) {
+        let world = try GateWorld(nics: nics)
+        do {
+            let guest = try world.start()
+            world.meet(guest)
+            return (world, guest, try world.takeOver(guest))
+        } catch {
+            world.remove()
+            throw error
+        }
+    }
+
     func adopt(_ guest: Guest, reconnecting: Bool = false) throws -> PrimaryDriver {
         try PrimaryDriver.adopt(
             process: guest.qemu.qemu, segment: segment, generation: segment.position.generation,
@@ -152,7 +167,7 @@ final class GateWorld {
     ) throws -> (driver: PrimaryDriver, report: PromotionReport)? {
         let monitor: any Monitor =
             beforeCommit.map { body in
-                EndingMonitor(guest.qemu.monitor) { body(guest) }
+                WrappedMonitor(guest.qemu.monitor, beforeCont: { body(guest) })
             } ?? guest.qemu.monitor
         let secondary = try WaitingSecondary.prepare(
             process: guest.qemu.qemu, monitor: monitor, segment: segment,
@@ -197,36 +212,4 @@ final class GateWorld {
             + ((try? monitor.characterDevices()) ?? ["?"]).sorted()
             + guest.qemu.qemu.descriptorLinks().sorted()
     }
-}
-
-/// A monitor whose guest ends when it is about to run.
-private final class EndingMonitor: Monitor {
-    private let inner: QMPConnection
-    nonisolated(unsafe) private let end: () -> Void
-    let label = "ending"
-
-    init(_ inner: QMPConnection, end: @escaping () -> Void) {
-        self.inner = inner
-        self.end = end
-    }
-
-    func execute(
-        _ command: String, arguments: String?, descriptor: Int32?, timeoutMilliseconds: Int
-    ) throws -> MonitorReply {
-        try inner.execute(
-            command, arguments: arguments, descriptor: descriptor,
-            timeoutMilliseconds: timeoutMilliseconds)
-    }
-    func stop(timeoutMilliseconds: Int) throws {
-        try inner.stop(timeoutMilliseconds: timeoutMilliseconds)
-    }
-    func cont(timeoutMilliseconds: Int) throws {
-        end()
-        try inner.cont(timeoutMilliseconds: timeoutMilliseconds)
-    }
-    func hasChangedSinceStop() throws -> Bool { try inner.hasChangedSinceStop() }
-    func saveDeviceState(path: String, timeoutMilliseconds: Int) throws {
-        try inner.saveDeviceState(path: path, timeoutMilliseconds: timeoutMilliseconds)
-    }
-    func interrupt() { inner.interrupt() }
 }
