@@ -61,7 +61,7 @@ struct Enable: AsyncParsableCommand {
     @Option(
         name: .customLong("undo-log"),
         help: ArgumentHelp(
-            "Room for the undo log, such as 256M. Default: a quarter of the RAM, at least 64M.",
+            "Room for the undo log, such as 256M. Default: a quarter of the RAM, at least 64M; of huge pages at least 512 of them, or all that the RAM has.",
             valueName: "size"))
     var undoLog: ByteCount?
 

@@ -8,6 +8,11 @@ extension PageTracker {
     /// Neighbouring pages logged and unprotected together once a writer is seen to go through memory in order.
     private static let largestCluster: UInt64 = 16
 
+    private static let lastQuarterNanoseconds =
+        UInt64(Committer.stopTimeoutMilliseconds) * 1_100_000
+    /// Whoever has faulted notices the end of the shortage after this.
+    private static let longestRestraintNanoseconds: UInt64 = 50_000_000
+
     func handleFaults() {
         let faults = UnsafeMutablePointer<ftvm_fault>.allocate(capacity: 64)
         defer { faults.deallocate() }
@@ -30,8 +35,7 @@ extension PageTracker {
                 }
                 let ready = ftvm_poll2(uffd, wakeDescriptor, -1)
                 if ready & 2 != 0 {
-                    var told: UInt64 = 0
-                    _ = read(wakeDescriptor, &told, 8)
+                    forgetWakeUps()
                     continue
                 }
                 if ready <= 0 { continue }
@@ -43,14 +47,26 @@ extension PageTracker {
             }
             if count == 0 { continue }
             pthread_mutex_lock(mutex)
+            let before = segment?.undoUsed ?? 0
             for index in 0..<Int(count) where faults[index].kind == 1 {
                 handle(address: faults[index].address)
             }
             let report = needsHighWaterReport()
+            let restraint = restraintLocked(logged: (segment?.undoUsed ?? 0) &- before)
             pthread_mutex_unlock(mutex)
             if report { onHighWater?() }
+            if restraint > 0 {
+                forgetWakeUps()
+                _ = ftvm_poll_ns(wakeDescriptor, restraint)
+            }
             patience.faultHandled()
         }
+    }
+
+    /// What was ordered stays in `orders`.
+    private func forgetWakeUps() {
+        var told: UInt64 = 0
+        _ = read(wakeDescriptor, &told, 8)
     }
 
     /// One fault, under the lock.
@@ -76,7 +92,7 @@ extension PageTracker {
 
     /// How many untouched pages from this one on are taken together: one, unless faults come in order.
     private func clusterLength(from page: UInt64) -> UInt64 {
-        guard pageSizeBytes <= 65_536, lastPage != .max, page == lastPage + 1 else {
+        guard pageSizeBytes <= 65_536, lastPage != .max, page == lastPage + 1, !isNearlyFull else {
             cluster = 1
             return 1
         }
@@ -101,6 +117,18 @@ extension PageTracker {
             overflowCount &+= 1
             return true
         }
+    }
+
+    private var isNearlyFull: Bool { segment.map { $0.undoFree < $0.undoCapacity / 4 } ?? false }
+
+    /// How long the next fault has to wait, in nanoseconds. The last quarter of the log lasts for longer than an early
+    /// commit's `stop` may take, however fast the guest writes: it is slowed down, page by page, and can still be stopped.
+    /// The caller holds the lock.
+    /// - Parameter count: entries that the last faults have added.
+    private func restraintLocked(logged count: UInt64) -> UInt64 {
+        guard let segment, count > 0, isNearlyFull else { return 0 }
+        let each = Self.lastQuarterNanoseconds / max(1, segment.undoCapacity / 4)
+        return min(count * each, Self.longestRestraintNanoseconds)
     }
 
     private func needsHighWaterReport() -> Bool {

@@ -55,6 +55,17 @@ struct HugePageTests {
         }
     }
 
+    /// A quarter of a small guest is a few huge pages, and an epoch touches more.
+    @Test func theUsualLogOfASmallGuestHasRoomForAllOfIt() throws {
+        try HugePageTests.exclusively {
+            let home = try TestPool(.hugetlbfs, hugePages: 150)
+            let segment = try home.pool.createSegment(
+                SegmentSpecification(name: "usual", uuid: testUUID, memoryBytes: 128 << 20))
+            #expect(segment.pageCount == 64)
+            #expect(segment.undoCapacity == 64)
+        }
+    }
+
     @Test func aLockOnHugetlbfsKeepsASegment() throws {
         try HugePageTests.exclusively {
             let home = try TestPool(.hugetlbfs, hugePages: 8)
