@@ -36,6 +36,8 @@ package final class Committer: @unchecked Sendable {
     /// Longer than this for `stop` means that QEMU hangs; the guest's own disk writes are waited for in it.
     static let stopTimeoutMilliseconds = 5_000
     static let commandTimeoutMilliseconds = 5_000
+    /// How often a commit saves the devices before it gives up.
+    private static let mostSaves = 8
     /// The network's time to take the last frames before a hand-over.
     private static let lastReleaseNanoseconds: UInt64 = 5_000_000
 
@@ -170,7 +172,10 @@ package final class Committer: @unchecked Sendable {
     /// a page changes only through a fault, and a fault is logged in this epoch and makes the page one of those
     /// that are protected once more. So what is published as this epoch's memory is the memory at the change of epochs,
     /// just as if everything had been protected then. That this is the memory which belongs to the saved state is
-    /// seen to by `requireStillStopped`.
+    /// seen to by `requireStillStopped`, where the guest itself could have changed it, and in `openEpoch`, should QEMU have:
+    /// its devices leave the memory of a guest alone that stands still (its migrations rely on that as well), but a queue
+    /// that is ahead of its device's state is one that no QEMU goes on with. Whether something was written before the state
+    /// was saved or after cannot be told, so it is saved again.
     private func closeEpoch() throws -> ClosedEpoch {
         // All that the guest has sent is in the sockets by now, and what is in them is of this epoch.
         try output?.collect()
@@ -196,15 +201,12 @@ package final class Committer: @unchecked Sendable {
         FaultPoint.reached("commit.saved")
         // Before a slot is touched: under a later generation it may be the slot of the current commit.
         try requireOwnGeneration()
-        let stateBytes = try channel.copy(into: segment.stateSlot(for: epoch))
-        FaultPoint.reached("commit.copied")
-        // What is logged from here on belongs to the next epoch.
-        let opened = try tracker.withLock { try tracker.openEpochLocked(epoch.next) }
+        let opened = try openEpoch(after: epoch)
         FaultPoint.reached("commit.opened")
         try requireStillStopped(epoch)
         try tracker.withLock {
             _ = try segment.publish(
-                epoch: epoch, generation: generation, stateLength: stateBytes,
+                epoch: epoch, generation: generation, stateLength: opened.stateBytes,
                 undoStart: opened.undoStart, logs: closed.logs)
         }
         let frames = output?.epochFrames ?? 0
@@ -224,8 +226,48 @@ package final class Committer: @unchecked Sendable {
         disks?.ring()
         FaultPoint.reached("commit.end")
         return CommitReport(
-            epoch: epoch, dirtyPages: closed.dirtyPages + opened.touchedPages,
-            stateBytes: stateBytes, frames: frames, frameBytes: bytes, steps: steps)
+            epoch: epoch, dirtyPages: closed.dirtyPages + opened.latePages,
+            stateBytes: opened.stateBytes, saves: opened.saves, frames: frames, frameBytes: bytes,
+            steps: steps)
+    }
+
+    private struct OpenedEpoch {
+        var stateBytes = 0
+        var undoStart: UInt64 = 0
+        var latePages: UInt64 = 0
+        var saves = 1
+    }
+
+    /// Takes what QEMU has saved as the state of `epoch`, and lets the next one begin: what is logged from here on belongs
+    /// to that. Where memory has changed since `closeEpoch` QEMU has to save once more.
+    private func openEpoch(after epoch: Epoch) throws -> OpenedEpoch {
+        var opened = OpenedEpoch()
+        while true {
+            opened.stateBytes = try channel.copy(into: segment.stateSlot(for: epoch))
+            FaultPoint.reached("commit.copied")
+            let (latePages, undoStart) = try tracker.withLock {
+                try tracker.openEpochLocked(epoch.next)
+            }
+            opened.latePages += latePages
+            if let undoStart {
+                opened.undoStart = undoStart
+                return opened
+            }
+            guard opened.saves < Self.mostSaves else { throw Self.writesWhileSaving(epoch) }
+            try monitor.saveDeviceState(
+                path: channel.pathInQEMU, timeoutMilliseconds: Self.commandTimeoutMilliseconds)
+            opened.saves += 1
+        }
+    }
+
+    private static func writesWhileSaving(_ epoch: Epoch) -> FtvmError {
+        FtvmError(
+            .unsupported, "epoch \(epoch) was not committed",
+            cause:
+                "QEMU wrote to the guest's memory while it saved its devices, \(mostSaves) times in succession",
+            advice:
+                "nothing is lost, and the next commit tries again; if it happens all the time, one of the domain's devices cannot be protected"
+        )
     }
 
     /// Memory that the guest wrote after its state was saved and before the change of epochs would be ahead of that state,

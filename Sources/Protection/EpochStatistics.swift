@@ -69,6 +69,8 @@ package struct CommitReport: Sendable, Hashable {
     /// Pages touched in the epoch, or logged ahead for it.
     package let dirtyPages: UInt64
     package let stateBytes: Int
+    /// How often QEMU saved its devices: once, unless it changed the guest's memory meanwhile.
+    package let saves: Int
     /// Output of the epoch.
     package let frames: UInt64
     package let frameBytes: UInt64

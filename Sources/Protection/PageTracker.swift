@@ -308,15 +308,20 @@ package final class PageTracker: @unchecked Sendable {
 
     /// The second half, when the device state has been saved: what is logged from here on belongs to `epoch`. The caller
     /// holds the lock.
-    /// - Returns: how many pages QEMU has touched meanwhile, and where in the undo log the new epoch begins.
-    func openEpochLocked(_ epoch: Epoch) throws -> (touchedPages: UInt64, undoStart: UInt64) {
+    /// - Returns: how many pages QEMU has touched since the first half, and where in the undo log the new epoch begins: nil
+    ///   when it has touched any. They are protected again then, and the old epoch goes on.
+    func openEpochLocked(_ epoch: Epoch) throws -> (latePages: UInt64, undoStart: UInt64?) {
         let late = try protectTouchedLocked()
         // The images were taken before that, or are where entries have been written since.
-        if try commitCopiedLocked() || late > 0 { ahead?.forgetPrepared() }
+        if late > 0 {
+            ahead?.forgetPrepared()
+            return (late, nil)
+        }
+        if try commitCopiedLocked() { ahead?.forgetPrepared() }
         let undoStart = segment?.undoHead ?? 0
         beginEpochLocked(epoch)
         publishPreparedLocked(undoStart)
-        return (late, undoStart)
+        return (0, undoStart)
     }
 
     /// The epoch that runs from here on.

@@ -39,8 +39,8 @@ struct PauseBenchmark {
     func run() throws {
         print(
             "| guest writes, an epoch of 50 ms | dirty pages | pause ms (p99) | stop | protect, images "
-                + "| rest of save | publish | cont | faults | ahead | speed |")
-        print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+                + "| rest of save | publish | cont | saved again | faults | ahead | speed |")
+        print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
         for setting in Self.settings {
             let row = try measure(setting)
             func steps(_ value: (CommitSteps) -> UInt64) -> String {
@@ -48,12 +48,13 @@ struct PauseBenchmark {
                 return String(format: "%.2f", Distribution(values).median)
             }
             let pauses = Distribution(row.reports.map { Double($0.pauseNanoseconds) / 1e6 })
+            let again = row.reports.filter { $0.saves > 1 }.count * 100 / row.reports.count
             let dirty = Distribution(row.reports.map { Double($0.dirtyPages) })
             print(
                 "| \(setting.name) | \(Int(dirty.median)) |",
                 String(format: "%.2f (%.2f)", pauses.median, pauses.p99),
                 "| \(steps(\.stop)) | \(steps(\.prepare)) | \(steps(\.save)) | \(steps(\.publish))",
-                "| \(steps(\.resume)) |",
+                "| \(steps(\.resume)) | \(again) % |",
                 String(
                     format: "%.0f | %.0f | %.0f %% |", row.faultsPerEpoch, row.aheadPerEpoch,
                     row.rateProtected / row.rateAlone * 100))

@@ -17,7 +17,8 @@ final class ProtectedGuest {
     let user: QMPConnection
     var driver: PrimaryDriver
 
-    init(logMiB: Int = 64) throws {
+    /// - Parameter wrap: around the monitor that commits go through.
+    init(logMiB: Int = 64, wrap: (QMPConnection) -> any Monitor = { $0 }) throws {
         workspace = try Workspace(pool: .tmpfs)
         let shape = GuestQEMU.Shape()
         segment = try workspace.pool.createSegment(
@@ -33,7 +34,7 @@ final class ProtectedGuest {
         driver = try PrimaryDriver.takeOver(
             process: guest.qemu,
             memory: GuestMemory.locate(monitor: guest.monitor, expectedBytes: segment.memoryBytes),
-            monitor: guest.monitor, segment: segment, generation: Generation(1), lock: lock,
+            monitor: wrap(guest.monitor), segment: segment, generation: Generation(1), lock: lock,
             injector: GuestQEMU.injector, progress: { _ in })
     }
 
