@@ -253,6 +253,8 @@ package final class Committer: @unchecked Sendable {
                 opened.undoStart = undoStart
                 return opened
             }
+            // It may have been the guest.
+            try requireStillStopped(epoch)
             guard opened.saves < Self.mostSaves else { throw Self.writesWhileSaving(epoch) }
             try monitor.saveDeviceState(
                 path: channel.pathInQEMU, timeoutMilliseconds: Self.commandTimeoutMilliseconds)
