@@ -1,4 +1,5 @@
 import CLinux
+import Glibc
 import Model
 
 /// What became of an append to the undo log.
@@ -61,6 +62,13 @@ extension Segment {
         guard sequence - currentUndoStart < undoCapacity else { return .full }
         writeEntry(sequence: sequence, page: page, epoch)
         return .appended
+    }
+
+    /// Whether a page is still what its prepared entry says.
+    package func isAsPrepared(page: UInt64, offset: UInt64) -> Bool {
+        let slot = Int((ftvm_atomic_load_u64(undoHeadWord) + offset) % undoCapacity)
+        return memcmp(
+            undoImages + slot * pageSizeBytes, ram + Int(page) * pageSizeBytes, pageSizeBytes) == 0
     }
 
     /// Makes the first `count` prepared entries count. Nothing may have been appended since the first was prepared.

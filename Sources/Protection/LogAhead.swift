@@ -9,33 +9,45 @@ struct LogAhead {
     private static let shareOfLog: UInt64 = 8
     private static let mostPages: UInt64 = 1 << 16
 
+    /// Kept pages have their images taken while the guest stands still for a commit, or they are not kept: so many bytes of them
+    /// are copied well within the time that QEMU takes to save.
+    private static let mostKeptBytes: UInt64 = 1 << 20
+
     let hot: HotPages
     private let pages: UnsafeMutablePointer<UInt64>
     private let limit: Int
-    /// Planned pages, rising.
+    private let keptPages: UnsafeMutablePointer<UInt64>
+    private let keptLimit: Int
+    /// Pages that stay writable over the commit, in the order in which they were found: `protectEarly`'s first.
+    private(set) var kept = 0
+    /// All pages of the plan: the kept ones, and then the others, rising.
     private(set) var planned = 0
     /// How many of them have their images behind the published entries of the log.
     var prepared = 0
     /// How many have been logged.
     var logged = 0
-    /// How many have been logged and unprotected.
+    /// How many have been logged and are writable.
     var unprotected = 0
 
-    init(pageCount: UInt64, undoCapacity: UInt64) {
+    init(pageCount: UInt64, pageSizeBytes: UInt64, undoCapacity: UInt64) {
         hot = HotPages(pageCount: pageCount)
         limit = Int(min(undoCapacity / Self.shareOfLog, Self.mostPages, pageCount))
         pages = .allocate(capacity: max(1, limit))
         pages.initialize(repeating: 0, count: max(1, limit))
+        keptLimit = min(limit, Int(Self.mostKeptBytes / pageSizeBytes))
+        keptPages = .allocate(capacity: max(1, keptLimit))
+        keptPages.initialize(repeating: 0, count: max(1, keptLimit))
     }
 
     func release() {
         hot.release()
         pages.deallocate()
+        keptPages.deallocate()
     }
 
     subscript(index: Int) -> UInt64 {
         precondition(index < planned, "a planned page")
-        return pages[index]
+        return index < kept ? keptPages[index] : pages[index - kept]
     }
 
     /// The early part of protecting this epoch's pages has been done.
@@ -43,16 +55,30 @@ struct LogAhead {
 
     mutating func begin() {
         hasBegun = true
+        forget()
+    }
+
+    /// There is no plan.
+    mutating func forget() {
+        kept = 0
         planned = 0
         prepared = 0
         logged = 0
         unprotected = 0
     }
 
-    mutating func plan(_ page: UInt64, endOf epoch: Epoch) {
-        guard hot.isHot(page: page, endOf: epoch), planned < limit else { return }
-        pages[planned] = page
+    /// - Returns: whether the page is kept: it is not to be protected.
+    mutating func plan(_ page: UInt64, endOf epoch: Epoch) -> Bool {
+        guard hot.isHot(page: page, endOf: epoch), planned < limit else { return false }
+        if kept < keptLimit {
+            keptPages[kept] = page
+            kept += 1
+            planned += 1
+            return true
+        }
+        pages[planned - kept] = page
         planned += 1
+        return false
     }
 
     mutating func endPlan() { hasBegun = false }
@@ -62,6 +88,7 @@ struct LogAhead {
     /// Nothing more of this plan is logged.
     mutating func cutPlan() {
         planned = logged
+        kept = min(kept, logged)
         prepared = min(prepared, logged)
     }
 
@@ -70,12 +97,16 @@ struct LogAhead {
 
 /// Logging ahead: a page that is touched in every epoch costs its guest a copy made by us, not a fault.
 ///
-/// 1. Guest stopped, pages protected, QEMU saving: images are taken, into log entries that do not count yet. Nothing may
-///    change these pages without a fault; if there is one, the images are dropped.
-/// 2. At the change of epochs the entries are published and the pages marked as touched. Whoever touches them is let
-///    through from here on, as with any page that has been logged.
-/// 3. From then on, while QEMU resumes the guest and after: the fault thread unprotects them, and logs what is left of the
-///    plan, a little at a time.
+/// 1. Guest stopped, pages protected, QEMU saving: images are taken, into log entries that do not count yet. The first of
+///    them are *kept*: they are not protected at all. Nothing ought to change any of these pages; if there is a fault, or
+///    a kept page differs from its image in the end, the images are dropped and everything is protected.
+/// 2. At the change of epochs kept pages without an image are protected, the entries are published, and the pages
+///    marked as touched. Whoever touches them is let through from here on, as with any page that has been logged.
+/// 3. From then on, while QEMU resumes the guest and after: the fault thread unprotects those that were protected, and logs
+///    what is left of the plan, a little at a time.
+///
+/// A kept page always has an entry that a rollback would use: until the commit counts that of its touch in the epoch before,
+/// and from then on its image.
 extension PageTracker {
     /// Bytes copied with the lock held once.
     private static let chunkBytes: UInt64 = 64 << 10
@@ -85,7 +116,7 @@ extension PageTracker {
     /// Takes the images of some more planned pages; the guest stands still. The caller holds the lock.
     /// - Returns: whether there are more.
     func prepareAheadLocked() -> Bool {
-        guard var plan = ahead, let segment, touchedCount == 0 else { return false }
+        guard var plan = ahead, let segment, touchedCount == plan.kept else { return false }
         defer { ahead = plan }
         let end = min(plan.planned, plan.prepared + Int(max(1, Self.chunkBytes / pageSizeBytes)))
         let next = Epoch(runningEpoch).next
@@ -98,6 +129,25 @@ extension PageTracker {
             plan.prepared += 1
         }
         return plan.prepared < plan.planned
+    }
+
+    /// Those that the commit under way has not protected.
+    package var keptPages: [UInt64] {
+        withLock { ahead.map { plan in (0..<plan.kept).map { plan[$0] } } ?? [] }
+    }
+
+    /// Whether nobody has written to kept pages since their images were taken.
+    func keptPagesAreAsPreparedLocked() -> Bool {
+        guard let plan = ahead, let segment else { return true }
+        return (0..<min(plan.kept, plan.prepared)).allSatisfy {
+            segment.isAsPrepared(page: plan[$0], offset: UInt64($0))
+        }
+    }
+
+    /// Kept pages for whose images there was no time are pages like others.
+    func protectUnpreparedLocked() throws {
+        guard let plan = ahead else { return }
+        for index in min(plan.kept, plan.prepared)..<plan.kept { try protectLocked(plan[index]) }
     }
 
     /// The prepared entries count; they belong to the epoch that begins.
@@ -114,6 +164,7 @@ extension PageTracker {
             plan.note(logged: plan[index])
         }
         plan.logged = plan.prepared
+        plan.unprotected = min(plan.kept, plan.prepared)
         loggedAheadCount += UInt64(plan.prepared)
     }
 

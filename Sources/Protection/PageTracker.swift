@@ -92,7 +92,9 @@ package final class PageTracker: @unchecked Sendable {
         orders = .allocate(capacity: 1)
         orders.initialize(to: 0)
         if let segment {
-            ahead = LogAhead(pageCount: pageCount, undoCapacity: segment.undoCapacity)
+            ahead = LogAhead(
+                pageCount: pageCount, pageSizeBytes: pageSizeBytes,
+                undoCapacity: segment.undoCapacity)
             copied = CopiedBlocks(memory.copied, of: process)
         }
         guard wakeDescriptor >= 0 else {
@@ -274,8 +276,7 @@ package final class PageTracker: @unchecked Sendable {
                     guard let hot = self.ahead?.hot, !hot.isBusy(page: page, in: epoch) else {
                         return false
                     }
-                    if logsAhead { self.ahead?.plan(page, endOf: epoch) }
-                    return true
+                    return !(logsAhead && self.ahead?.plan(page, endOf: epoch) ?? false)
                 }
                 count += before - touchedCount
             }
@@ -292,7 +293,7 @@ package final class PageTracker: @unchecked Sendable {
     /// The first half of a commit's work, when the guest has been stopped: protects what was touched, and plans what to
     /// log ahead. The epoch goes on: what QEMU itself should touch is logged in it, a second time perhaps. The caller
     /// holds the lock.
-    /// - Returns: how many pages had been touched.
+    /// - Returns: how many pages had been touched, but for those that were protected early.
     func closeEpochLocked() throws -> UInt64 {
         guard let plan = ahead else { return try protectTouchedLocked() }
         ftvm_atomic_fetch_and_u64(orders, ~Order.logAhead.rawValue)
@@ -300,10 +301,18 @@ package final class PageTracker: @unchecked Sendable {
         if !wasEarly { ahead?.begin() }
         ahead?.endPlan()
         let epoch = Epoch(runningEpoch)
-        return try protectTouchedLocked { page, _ in
+        let count = touchedCount
+        let keptEarly = ahead?.kept ?? 0
+        var next = 0
+        var word = 0
+        try protectTouchedLocked(from: &word, rangesAtMost: .max) { page in
+            guard let ahead = self.ahead else { return true }
+            while next < keptEarly, ahead[next] < page { next += 1 }
+            if next < keptEarly, ahead[next] == page { return false }
             if wasEarly { plan.hot.wasBusy(page: page) }
-            if self.logsAhead { self.ahead?.plan(page, endOf: epoch) }
+            return !(self.logsAhead && self.ahead?.plan(page, endOf: epoch) ?? false)
         }
+        return count
     }
 
     /// The second half, when the device state has been saved: what is logged from here on belongs to `epoch`. The caller
@@ -311,13 +320,16 @@ package final class PageTracker: @unchecked Sendable {
     /// - Returns: how many pages QEMU has touched since the first half, and where in the undo log the new epoch begins: nil
     ///   when it has touched any. They are protected again then, and the old epoch goes on.
     func openEpochLocked(_ epoch: Epoch) throws -> (latePages: UInt64, undoStart: UInt64?) {
-        let late = try protectTouchedLocked()
-        // The images were taken before that, or are where entries have been written since.
-        if late > 0 {
-            ahead?.forgetPrepared()
+        let kept = UInt64(ahead?.kept ?? 0)
+        guard touchedCount == kept, keptPagesAreAsPreparedLocked() else {
+            let late = max(1, touchedCount - kept)
+            _ = try protectTouchedLocked()
+            ahead?.forget()
             return (late, nil)
         }
+        // The images are where entries have been written since.
         if try commitCopiedLocked() { ahead?.forgetPrepared() }
+        try protectUnpreparedLocked()
         let undoStart = segment?.undoHead ?? 0
         beginEpochLocked(epoch)
         publishPreparedLocked(undoStart)
@@ -332,6 +344,13 @@ package final class PageTracker: @unchecked Sendable {
 
     /// The epoch that runs is not the next one after all: its commit has failed after the pages were protected.
     func renumberEpochLocked(_ epoch: Epoch) { runningEpoch = epoch.number }
+
+    /// One that was touched is as it was before that.
+    func protectLocked(_ page: UInt64) throws {
+        try protect(firstPage: page, endPage: page + 1)
+        bitmap[Int(page >> 6)] &= ~(1 << (page & 63))
+        touchedCount -= 1
+    }
 
     private func protect(firstPage: UInt64, endPage: UInt64) throws {
         try memory.forEachRange(

@@ -10,27 +10,42 @@ import Testing
 
 /// Something in QEMU writes to the memory of a guest that stands still for a commit, after its devices were saved.
 @Suite(.serialized) struct LateWriteTests {
-    /// Writes once after each of so many saves, as QEMU would: through its own mapping.
+    /// Changes a byte after each of so many saves, as QEMU would: through its own mapping. An even number of changes is none.
     private final class Writer {
         var writes = 0
-        private var process: Int32 = 0
-        private var address: UInt64 = 0
+        /// To a page that is not protected, in place of one that is.
+        var wantsKeptPage = false
+        private var protected: ProtectedGuest?
+        private var address: UInt64?
 
         func protect() throws -> ProtectedGuest {
             let protected = try ProtectedGuest { monitor in
                 WrappedMonitor(monitor, afterSave: { self.saved() })
             }
-            process = protected.guest.qemu.processID
-            address = try #require(protected.driver.committer.tracker.memory.blocks.first)
-                .hostAddress
+            self.protected = protected
             return protected
         }
 
+        func end() {
+            protected?.end()
+            protected = nil
+        }
+
         private func saved() {
-            guard writes > 0 else { return }
+            guard writes > 0, let protected else { return }
             writes -= 1
+            let process = protected.guest.qemu.processID
+            let tracker = protected.driver.committer.tracker
+            guard let memory = tracker.memory.blocks.first else { return }
+            let kept = tracker.keptPages.first { $0 * tracker.pageSizeBytes < memory.lengthBytes }
+            if wantsKeptPage, address == nil {
+                #expect(kept != nil, "pages are kept")
+                address = kept.map { memory.hostAddress + $0 * tracker.pageSizeBytes }
+            }
+            let address = address ?? memory.hostAddress
             var byte: UInt8 = 0
             #expect(ftvm_process_vm_read(process, &byte, address, 1) == 1)
+            byte ^= 1
             #expect(ftvm_process_vm_write(process, &byte, address, 1) == 1)
         }
     }
@@ -38,9 +53,25 @@ import Testing
     @Test func theDevicesAreSavedAgain() throws {
         let writer = Writer()
         let protected = try writer.protect()
-        defer { protected.end() }
+        defer { writer.end() }
         let committer = protected.driver.committer
         #expect(try committer.commit().saves == 1)
+        writer.writes = 2
+        #expect(try committer.commit().saves == 3)
+        #expect(try committer.commit().saves == 1)
+    }
+
+    /// Pages that are touched all the time are not protected over a commit.
+    @Test func aWriteToAKeptPageIsSeen() throws {
+        let writer = Writer()
+        let protected = try writer.protect()
+        defer { writer.end() }
+        let committer = protected.driver.committer
+        for _ in 1...30 {
+            usleep(20_000)
+            #expect(try committer.commit().saves == 1)
+        }
+        writer.wantsKeptPage = true
         writer.writes = 2
         #expect(try committer.commit().saves == 3)
         #expect(try committer.commit().saves == 1)
@@ -49,9 +80,9 @@ import Testing
     @Test func whereTheyCannotBeSavedNothingIsCommitted() throws {
         let writer = Writer()
         let protected = try writer.protect()
-        defer { protected.end() }
+        defer { writer.end() }
         let committer = protected.driver.committer
-        writer.writes = .max
+        writer.writes = 1_000
         let before = protected.segment.position
         let error = #expect(throws: FtvmError.self) { try committer.commit() }
         #expect(error?.code == .unsupported, "\(error.debugDescription)")
