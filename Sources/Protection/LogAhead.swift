@@ -24,6 +24,8 @@ struct LogAhead {
     private(set) var planned = 0
     /// How many of them have their images behind the published entries of the log.
     var prepared = 0
+    /// How many kept pages have one.
+    var keptPrepared: Int { min(kept, prepared) }
     /// How many have been logged.
     var logged = 0
     /// How many have been logged and are writable.
@@ -113,6 +115,12 @@ extension PageTracker {
     /// Ranges unprotected with the lock held once.
     private static let rangesAtOnce = 8
 
+    /// A page that was touched is planned, if it is hot.
+    /// - Returns: whether it is kept.
+    func planLocked(_ page: UInt64, endOf epoch: Epoch) -> Bool {
+        logsAhead && ahead?.plan(page, endOf: epoch) ?? false
+    }
+
     /// Takes the images of some more planned pages; the guest stands still. The caller holds the lock.
     /// - Returns: whether there are more.
     func prepareAheadLocked() -> Bool {
@@ -139,7 +147,7 @@ extension PageTracker {
     /// Whether nobody has written to kept pages since their images were taken.
     func keptPagesAreAsPreparedLocked() -> Bool {
         guard let plan = ahead, let segment else { return true }
-        return (0..<min(plan.kept, plan.prepared)).allSatisfy {
+        return (0..<plan.keptPrepared).allSatisfy {
             segment.isAsPrepared(page: plan[$0], offset: UInt64($0))
         }
     }
@@ -147,7 +155,7 @@ extension PageTracker {
     /// Kept pages for whose images there was no time are pages like others.
     func protectUnpreparedLocked() throws {
         guard let plan = ahead else { return }
-        for index in min(plan.kept, plan.prepared)..<plan.kept { try protectLocked(plan[index]) }
+        for index in plan.keptPrepared..<plan.kept { try protectLocked(plan[index]) }
     }
 
     /// The prepared entries count; they belong to the epoch that begins.
@@ -164,7 +172,7 @@ extension PageTracker {
             plan.note(logged: plan[index])
         }
         plan.logged = plan.prepared
-        plan.unprotected = min(plan.kept, plan.prepared)
+        plan.unprotected = plan.keptPrepared
         loggedAheadCount += UInt64(plan.prepared)
     }
 

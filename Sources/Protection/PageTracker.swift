@@ -276,7 +276,7 @@ package final class PageTracker: @unchecked Sendable {
                     guard let hot = self.ahead?.hot, !hot.isBusy(page: page, in: epoch) else {
                         return false
                     }
-                    return !(logsAhead && self.ahead?.plan(page, endOf: epoch) ?? false)
+                    return !planLocked(page, endOf: epoch)
                 }
                 count += before - touchedCount
             }
@@ -310,7 +310,7 @@ package final class PageTracker: @unchecked Sendable {
             while next < keptEarly, ahead[next] < page { next += 1 }
             if next < keptEarly, ahead[next] == page { return false }
             if wasEarly { plan.hot.wasBusy(page: page) }
-            return !(self.logsAhead && self.ahead?.plan(page, endOf: epoch) ?? false)
+            return !self.planLocked(page, endOf: epoch)
         }
         return count
     }

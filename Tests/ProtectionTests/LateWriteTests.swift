@@ -18,17 +18,18 @@ import Testing
         private var protected: ProtectedGuest?
         private var address: UInt64?
 
-        func protect() throws -> ProtectedGuest {
+        /// With a guest that it writes to.
+        static func run(_ body: (Writer, ProtectedGuest) throws -> Void) throws {
+            let writer = Writer()
             let protected = try ProtectedGuest { monitor in
-                WrappedMonitor(monitor, afterSave: { self.saved() })
+                WrappedMonitor(monitor, afterSave: { writer.saved() })
             }
-            self.protected = protected
-            return protected
-        }
-
-        func end() {
-            protected?.end()
-            protected = nil
+            writer.protected = protected
+            defer {
+                writer.protected = nil
+                protected.end()
+            }
+            try body(writer, protected)
         }
 
         private func saved() {
@@ -51,44 +52,41 @@ import Testing
     }
 
     @Test func theDevicesAreSavedAgain() throws {
-        let writer = Writer()
-        let protected = try writer.protect()
-        defer { writer.end() }
-        let committer = protected.driver.committer
-        #expect(try committer.commit().saves == 1)
-        writer.writes = 2
-        #expect(try committer.commit().saves == 3)
-        #expect(try committer.commit().saves == 1)
+        try Writer.run { (writer, protected) throws in
+            let committer = protected.driver.committer
+            #expect(try committer.commit().saves == 1)
+            writer.writes = 2
+            #expect(try committer.commit().saves == 3)
+            #expect(try committer.commit().saves == 1)
+        }
     }
 
     /// Pages that are touched all the time are not protected over a commit.
     @Test func aWriteToAKeptPageIsSeen() throws {
-        let writer = Writer()
-        let protected = try writer.protect()
-        defer { writer.end() }
-        let committer = protected.driver.committer
-        for _ in 1...30 {
-            usleep(20_000)
+        try Writer.run { (writer, protected) throws in
+            let committer = protected.driver.committer
+            for _ in 1...30 {
+                usleep(20_000)
+                #expect(try committer.commit().saves == 1)
+            }
+            writer.wantsKeptPage = true
+            writer.writes = 2
+            #expect(try committer.commit().saves == 3)
             #expect(try committer.commit().saves == 1)
         }
-        writer.wantsKeptPage = true
-        writer.writes = 2
-        #expect(try committer.commit().saves == 3)
-        #expect(try committer.commit().saves == 1)
     }
 
     @Test func whereTheyCannotBeSavedNothingIsCommitted() throws {
-        let writer = Writer()
-        let protected = try writer.protect()
-        defer { writer.end() }
-        let committer = protected.driver.committer
-        writer.writes = 1_000
-        let before = protected.segment.position
-        let error = #expect(throws: FtvmError.self) { try committer.commit() }
-        #expect(error?.code == .unsupported, "\(error.debugDescription)")
-        #expect(protected.segment.position == before)
-        #expect(try protected.user.status().running)
-        writer.writes = 0
-        #expect(try committer.commit().epoch == before.epoch.next)
+        try Writer.run { (writer, protected) throws in
+            let committer = protected.driver.committer
+            writer.writes = 1_000
+            let before = protected.segment.position
+            let error = #expect(throws: FtvmError.self) { try committer.commit() }
+            #expect(error?.code == .unsupported, "\(error.debugDescription)")
+            #expect(protected.segment.position == before)
+            #expect(try protected.user.status().running)
+            writer.writes = 0
+            #expect(try committer.commit().epoch == before.epoch.next)
+        }
     }
 }
