@@ -114,6 +114,7 @@ let package = Package(
             name: "Lab",
             dependencies: [
                 "Model", "CLinux", .product(name: "Subprocess", package: "swift-subprocess"),
+                .product(name: "GRDB", package: "GRDB.swift"),
             ],
             swiftSettings: strict),
         .target(
@@ -163,7 +164,8 @@ let package = Package(
         .testTarget(
             name: "HypervisorTests",
             dependencies: [
-                "Hypervisor", "Model", "CLinux", .product(name: "Logging", package: "swift-log"),
+                "Hypervisor", "Model", "CLibvirt", "CLinux",
+                .product(name: "Logging", package: "swift-log"),
             ],
             swiftSettings: strict),
         .target(
@@ -236,7 +238,11 @@ let package = Package(
             dependencies: ["Commands", "ControlAPI", "MemoryPool", "Model"],
             swiftSettings: strict),
         .testTarget(
-            name: "LabTests", dependencies: ["Lab", "Model", "CLinux"], swiftSettings: strict),
+            name: "LabTests",
+            dependencies: [
+                "Lab", "Model", "CLinux", .product(name: "GRDB", package: "GRDB.swift"),
+            ],
+            swiftSettings: strict),
         .target(name: "GuestClients", path: "Tests/GuestClients", swiftSettings: strict),
         .executableTarget(
             name: "ftvm-test-client",

@@ -9,7 +9,9 @@ import Synchronization
 /// tainted.
 ///
 /// libvirt's call has no time limit of its own, so it runs on a queue of its own and is abandoned
-/// when its time is up; it then still occupies the queue until libvirt returns.
+/// when its time is up; it then still occupies the queue until libvirt returns. Time in which libvirt keeps
+/// the domain for another call does not count: `detach-device`, say, waits for the guest for up to 5 s, and a guest that
+/// we have stopped does not answer it before QEMU has had our `cont`.
 package final class LibvirtMonitor: Monitor {
     /// Calls that may wait for libvirt at a time.
     private static let maximumPending = 8
@@ -22,12 +24,15 @@ package final class LibvirtMonitor: Monitor {
     package let label: String
     private let domain: LibvirtDomain
     private let queue: DispatchQueue
+    /// For asking libvirt what it does with the domain while a call waits.
+    private let inquiries: DispatchQueue
     private let state = Mutex(State())
 
     init(domain: LibvirtDomain) {
         self.label = domain.name
         self.domain = domain
         self.queue = DispatchQueue(label: "ftvm.libvirt-monitor.\(domain.name)")
+        self.inquiries = DispatchQueue(label: "ftvm.libvirt-monitor.\(domain.name).inquiries")
     }
 
     package func execute(
@@ -147,7 +152,7 @@ package final class LibvirtMonitor: Monitor {
         _ timeoutMilliseconds: Int, _ command: String, _ attendant: (any MonitorAttendant)?,
         _ body: @escaping @Sendable () throws -> String
     ) throws -> String {
-        let outcome = Outcome()
+        let outcome = Outcome<Result<String, any Error>>()
         let key = ObjectIdentifier(outcome)
         try state.withLock { state in
             guard !state.isInterrupted else { throw interrupted }
@@ -160,18 +165,47 @@ package final class LibvirtMonitor: Monitor {
         }
         queue.async { [self] in
             let result = Result { try body() }
-            outcome.result.withLock { $0 = result }
             state.withLock { $0.pending[key] = nil }
-            outcome.done.signal()
+            outcome.end(with: result)
         }
-        let isDone = outcome.done.wait(
+        var isDone = outcome.done.wait(
             MonotonicDeadline(millisecondsFromNow: timeoutMilliseconds), attending: attendant)
-        if let result = outcome.result.withLock({ $0 }) { return try result.get() }
+        let end = MonotonicDeadline(
+            millisecondsFromNow: Self.maximumHeldMilliseconds + timeoutMilliseconds)
+        while isDone == .timedOut, !end.hasPassed,
+            let left = millisecondsLeft(of: timeoutMilliseconds)
+        {
+            isDone = outcome.done.wait(
+                MonotonicDeadline(millisecondsFromNow: left), attending: attendant)
+        }
+        if let result = outcome.result { return try result.get() }
         guard isDone == .timedOut else { throw interrupted }
         throw FtvmError(
             .timedOut, "QEMU of \(label) does not answer \(command) in time",
             cause: "nothing through libvirt within \(timeoutMilliseconds) ms",
             advice: "QEMU or libvirtd may hang")
+    }
+
+    /// How long libvirt lets a call wait for the domain before it refuses it.
+    private static let maximumHeldMilliseconds = 30_000
+    /// Between two looks at a domain that is kept from us.
+    private static let lookMilliseconds = 100
+    /// How long libvirt's answer to what it does may take; it needs neither QEMU nor the domain for it.
+    private static let inquiryMilliseconds = 1_000
+
+    /// How much longer a call may wait whose time is up; nil when QEMU has had a command for all that time, or libvirt
+    /// says nothing.
+    private func millisecondsLeft(of timeoutMilliseconds: Int) -> Int? {
+        let answer = Outcome<DomainControl>()
+        inquiries.async { [domain] in answer.end(with: DomainControl(domain)) }
+        _ = answer.done.wait(timeout: .now() + .milliseconds(Self.inquiryMilliseconds))
+        switch answer.result {
+        case .inMonitor(let milliseconds):
+            let left = timeoutMilliseconds - milliseconds
+            return left > 0 ? left : nil
+        case .kept: return Self.lookMilliseconds
+        case .unusable, nil: return nil
+        }
     }
 
     private var interrupted: FtvmError {
@@ -182,9 +216,44 @@ package final class LibvirtMonitor: Monitor {
 }
 
 /// What became of a call that somebody may not wait for any more.
-private final class Outcome: Sendable {
-    let result = Mutex<Result<String, any Error>?>(nil)
+private final class Outcome<Value: Sendable>: Sendable {
+    private let value = Mutex<Value?>(nil)
     let done = DispatchSemaphore(value: 0)
+
+    var result: Value? { value.withLock { $0 } }
+
+    func end(with result: Value) {
+        value.withLock { $0 = result }
+        done.signal()
+    }
+}
+
+/// What libvirt does with a running domain (`virDomainGetControlInfo`, libvirt 9 to 11).
+private enum DomainControl: Sendable {
+    /// QEMU has had a command for so long.
+    case inMonitor(milliseconds: Int)
+    /// Nothing, or a call has the domain that waits for something else than QEMU's answer. libvirt calls that an internal
+    /// error.
+    case kept
+    /// A job for minutes (`dump`, `save`), or no domain and no answer.
+    case unusable
+
+    init(_ domain: LibvirtDomain) {
+        var info = virDomainControlInfo()
+        guard virDomainGetControlInfo(domain.pointer, &info, 0) == 0 else {
+            self = .unusable
+            return
+        }
+        switch virDomainControlState(rawValue: info.state) {
+        case VIR_DOMAIN_CONTROL_OCCUPIED: self = .inMonitor(milliseconds: Int(info.stateTime))
+        case VIR_DOMAIN_CONTROL_OK: self = .kept
+        case VIR_DOMAIN_CONTROL_ERROR
+        where virDomainControlErrorReason(rawValue: info.details)
+            == VIR_DOMAIN_CONTROL_ERROR_REASON_INTERNAL:
+            self = .kept
+        default: self = .unusable
+        }
+    }
 }
 
 /// A duplicate of a descriptor, closed with the last reference.

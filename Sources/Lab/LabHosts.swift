@@ -1,5 +1,6 @@
 import CLinux
 import Foundation
+import GRDB
 import Model
 
 extension Lab {
@@ -52,7 +53,30 @@ extension Lab {
     package func freeze(_ name: HostName) async throws {
         try await changing(name) { host in
             try requireRunning(host)
-            try await group(of: host).setFrozen(true)
+            try await withStoreUnlocked { try await group(of: host).setFrozen(true) }
+        }
+    }
+
+    /// Runs `body`, which stops processes, at a moment in which none of them is writing to the store: a process that
+    /// is stopped keeps its lock on the file, and no host could write any more. Hosts that are machines have a store
+    /// that outlives their standstill.
+    package func withStoreUnlocked(_ body: () async throws -> Void) async throws {
+        guard Files.exists(layout.store) else { return try await body() }
+        var configuration = Configuration()
+        configuration.busyMode = .timeout(20)
+        configuration.allowsUnsafeTransactions = true
+        do {
+            let store = try DatabaseQueue(path: layout.store, configuration: configuration)
+            try await store.writeWithoutTransaction { try $0.beginTransaction(.immediate) }
+            let outcome: Result<Void, any Error>
+            do { outcome = .success(try await body()) } catch { outcome = .failure(error) }
+            try await store.writeWithoutTransaction { try $0.rollback() }
+            try store.close()
+            try outcome.get()
+        } catch let error as DatabaseError {
+            throw FtvmError(
+                .unavailable, "cannot wait for a moment without writes to \(layout.store)",
+                cause: "\(error)", advice: "see whether a process of the lab stands still")
         }
     }
 

@@ -148,7 +148,9 @@ extension ClusterEndToEnd.Machines {
             let number = try await lab.lastEvent(on: secondary)
             let hung = try #require(try await lab.daemon(before.primary))
             lab.leaveOut(before.primary)
-            try #require(Glibc.kill(hung.pid, SIGSTOP) == 0)
+            try await Lab.running(lab.layout).withStoreUnlocked {
+                try #require(Glibc.kill(hung.pid, SIGSTOP) == 0)
+            }
             let promoted = try await lab.pair("promoted, round \(round)") {
                 $0.primary == secondary && $0.generation > before.generation
             }

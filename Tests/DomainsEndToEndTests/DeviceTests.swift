@@ -73,6 +73,31 @@ extension Domains {
             try await lab.removeDemo()
         }
 
+        /// libvirt keeps the domain from everybody for the 5 s that it waits for a guest which is paused: no sign of a QEMU that
+        /// hangs.
+        @Test func aCardIsTakenFromAPausedGuest() async throws {
+            let lab = try TestLab.here()
+            let (guest, pair) = try await lab.protectedDemo()
+            let home = pair.primary
+            try await changing(lab, home, "interface \(Self.mac)") {
+                try await attach(lab, home, Self.card, "attach-device")
+            }
+            let before = try await lab.present()
+            let covered = try await guest.covered()
+            _ = try await lab.virsh(home, "suspend", TestLab.demo)
+            let last = try await lab.lastEvent()
+            try await attach(lab, home, Self.card, "detach-device")
+            let after = try await lab.present()
+            #expect(after.generation == before.generation && after.primary == home)
+            #expect(try await lab.events(after: last).map(\.message) == [])
+            try await changing(lab, home, "interface \(Self.mac)") {
+                _ = try await lab.virsh(home, "resume", TestLab.demo)
+            }
+            #expect(try await !lab.virsh(home, "domiflist", TestLab.demo).contains(Self.mac))
+            try await guest.goesOn(from: covered)
+            try await lab.removeDemo()
+        }
+
         static let points = [
             "devices.seen", "devices.unprotected", "devices.released",
             "enabling.old-segment-removed",

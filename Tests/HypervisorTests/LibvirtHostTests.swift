@@ -1,3 +1,4 @@
+import CLibvirt
 import Foundation
 import Hypervisor
 import Logging
@@ -180,6 +181,40 @@ import Testing
         }
         #expect(given?.code == .unavailable)
         kill(process.processID, SIGCONT)
+        try await clean()
+    }
+
+    /// libvirt waits 5 s for a guest to let a card go, which one that is stopped cannot, and keeps the domain meanwhile.
+    @Test func aDomainThatLibvirtKeepsIsNoHang() async throws {
+        try await clean()
+        let card = """
+            <interface type='user'>
+              <mac address='52:54:00:79:00:10'/><model type='virtio'/></interface>
+            """
+        _ = try await host.create(
+            xml: domainText.replacing("</devices>", with: card + "</devices>")
+                .replacing("<devices>", with: "<features><acpi/></features><devices>"),
+            paused: true)
+        let monitor = try await host.monitor(demo)
+        let connection = try #require(virConnectOpen(EmbeddedLibvirt.shared.uri))
+        defer { virConnectClose(connection) }
+        nonisolated(unsafe) let domain = try #require(virDomainLookupByName(connection, "demo"))
+        defer { virDomainFree(domain) }
+        let detaching = DispatchSemaphore(value: 0)
+        let detach = Thread {
+            virDomainDetachDeviceFlags(domain, card, VIR_DOMAIN_AFFECT_LIVE.rawValue)
+            detaching.signal()
+        }
+        detach.start()
+        var control = virDomainControlInfo()
+        while control.state != VIR_DOMAIN_CONTROL_ERROR.rawValue {
+            try #require(virDomainGetControlInfo(domain, &control, 0) == 0)
+            try #require(detaching.wait(timeout: .now() + .milliseconds(1)) == .timedOut)
+        }
+        let reply = try monitor.execute("query-status", timeoutMilliseconds: 200)
+        #expect(try !reply.decode(QEMURunState.self).running)
+        // QEMU has not had the command while libvirt waited.
+        #expect(detaching.wait(timeout: .now() + 1) == .success)
         try await clean()
     }
 

@@ -1,4 +1,5 @@
 import Foundation
+import GRDB
 import Lab
 import Model
 import Testing
@@ -144,6 +145,33 @@ extension RealLabs {
             try await lab.kill(h1)
             _ = try await writer.value
             try await lab.freeze(h2)
+            try await down()
+        }
+
+        /// It would keep the others from the store for as long as it stands still.
+        @Test func noHostIsFrozenWhileItWritesToTheStore() async throws {
+            let lab = try await up()
+            var configuration = Configuration()
+            configuration.allowsUnsafeTransactions = true
+            configuration.journalMode = .wal
+            let store = try DatabaseQueue(path: layout.store, configuration: configuration)
+            try await store.writeWithoutTransaction { db in
+                try db.execute(sql: "CREATE TABLE t (x)")
+                try db.beginTransaction(.immediate)
+            }
+            let freezing = Task { try await lab.freeze(h1) }
+            try await Task.sleep(for: .milliseconds(500))
+            #expect(try await state(lab, h1) == .running)
+            try await store.writeWithoutTransaction { db in
+                try db.execute(sql: "INSERT INTO t VALUES (1)")
+                try db.commit()
+            }
+            try await freezing.value
+            #expect(try await state(lab, h1) == .frozen)
+            try await store.write { try $0.execute(sql: "INSERT INTO t VALUES (2)") }
+            let rows = try await store.read { try Int.fetchOne($0, sql: "SELECT count(*) FROM t") }
+            #expect(rows == 2)
+            try store.close()
             try await down()
         }
 
