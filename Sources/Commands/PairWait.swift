@@ -74,9 +74,11 @@ package struct PairWait: Sendable {
         case .protected:
             if pair.desired == .disabled { return judgeGone() }
             if pair.state == .protected { return .done(pair) }
-            // Unprotected without an error: the guest is shut off, and protected once it runs.
             if pair.state == .unprotected {
-                return pair.lastError.map { .failed($0) } ?? .done(pair)
+                // Without an error: the guest is shut off, and protected once it runs.
+                guard let error = pair.lastError else { return .done(pair) }
+                // What is not there now may be back soon, such as an ftvmd that is started again.
+                return error.code == .unavailable ? nil : .failed(error)
             }
         case .gone:
             if pair.desired == .protected {

@@ -52,6 +52,8 @@ package enum PairAction: Sendable, Hashable {
     case reportEnablingFailed(FtvmError)
     /// There is no guest to protect.
     case reportUnprotected(reason: String)
+    /// The primary's host has died before there was anything to go on from.
+    case reportLostUnprotected
     case guestShutDown
     /// Somebody has changed the running guest's devices: a waiting QEMU does not have them, and packets of a new NIC are
     /// not held back. From here on nobody promotes; its host gives the guest back and enables it anew.

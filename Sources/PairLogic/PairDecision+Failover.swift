@@ -206,9 +206,6 @@ extension PairDecision {
         guard record.state == .starting, record.primary != situation.me,
             situation.hosts[record.primary]?.state == .dead, situation.isScribe(for: record)
         else { return [] }
-        return [
-            .reportUnprotected(
-                reason: "\(record.primary) died before \(record.name) was protected")
-        ]
+        return [.reportLostUnprotected]
     }
 }

@@ -68,6 +68,16 @@ extension PairAction {
             record.reason = reason
             record.progress = nil
             event = .init(.unprotected, "\(name) is not protected: \(reason)")
+        case .reportLostUnprotected:
+            guard record.promoting == nil, record.isNotYetProtected else { return .outdated }
+            let error = FtvmError(
+                .unavailable, "\(record.primary) died before \(name) was protected",
+                advice: "it is protected when that host is back and the guest runs there")
+            record.state = .unprotected
+            record.reason = error.message
+            record.lastError = error
+            record.progress = nil
+            event = .init(.unprotected, "\(name) is not protected: \(record.reason)")
         case .guestShutDown:
             guard isPrimary, record.isUnderProtection else { return .outdated }
             record.state = .unprotected

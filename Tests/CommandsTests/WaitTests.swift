@@ -49,6 +49,18 @@ import Testing
         #expect(verdict(.protected, old) == .pending("copying memory"))
     }
 
+    @Test func enableWaitsForAHostThatMayBeBackSoon() {
+        var wait = PairWait(name: demo, goal: .protected)
+        let died = FtvmError(.unavailable, "h1 died before demo was protected")
+        let lost = Samples.pair(.unprotected, error: died)
+        let text = "unprotected (h1 died before demo was protected; trying again)"
+        #expect(wait.judge(.success(lost), at: .seconds(1)) == .pending(text))
+        #expect(
+            wait.judge(.success(Samples.pair(.starting)), at: .seconds(10)) == .pending("starting"))
+        #expect(wait.judge(.success(lost), at: .seconds(11)) == .pending(text))
+        #expect(wait.judge(.success(lost), at: .seconds(26)) == .failed(died))
+    }
+
     @Test func enableFailsWhenSomebodyDisables() {
         let disabled = failure(
             verdict(.protected, Samples.pair(.disabled, desired: .disabled)))

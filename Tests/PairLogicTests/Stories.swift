@@ -556,7 +556,7 @@ enum Stories {
         h1: startEnabling
         = starting, generation 1, primary h1
         > kill-ftvmd h1
-        h2: reportUnprotected(reason: "h1 died before demo was protected")
+        h2: reportLostUnprotected
             unprotected: demo is not protected: h1 died before demo was protected
         = unprotected, generation 1, primary h1: h1 died before demo was protected
         > start-ftvmd h1
