@@ -139,6 +139,9 @@ int ftvm_process_send_descriptor(int socket, int descriptor) {
 
 int ftvm_memory_file(const char *name) { return (int)result_of(memfd_create(name, MFD_CLOEXEC)); }
 int ftvm_pipe(int ends[2]) { return (int)result_of(pipe2(ends, O_CLOEXEC)); }
+int ftvm_pipe_resize(int descriptor, int bytes) {
+    return (int)result_of(fcntl(descriptor, F_SETPIPE_SZ, bytes));
+}
 void ftvm_name_thread(const char *name) { pthread_setname_np(pthread_self(), name); }
 void ftvm_set_timer_slack(unsigned long nanoseconds) { prctl(PR_SET_TIMERSLACK, nanoseconds); }
 unsigned ftvm_device_major(dev_t device) { return major(device); }

@@ -80,6 +80,8 @@ package final class LibvirtMonitor: Monitor {
         ).decode(QEMURunState.self).running
     }
 
+    package var savesInPassing: Bool { true }
+
     /// One after the other: libvirt passes one command at a time.
     package func stopAndSave(
         path: String, timeoutMilliseconds: Int, attending: (any MonitorAttendant)?,
@@ -212,19 +214,6 @@ package final class LibvirtMonitor: Monitor {
         FtvmError(
             .unavailable, "monitor connection to \(label) was given up",
             cause: "another part of ftvm interrupted it")
-    }
-}
-
-/// What became of a call that somebody may not wait for any more.
-private final class Outcome<Value: Sendable>: Sendable {
-    private let value = Mutex<Value?>(nil)
-    let done = DispatchSemaphore(value: 0)
-
-    var result: Value? { value.withLock { $0 } }
-
-    func end(with result: Value) {
-        value.withLock { $0 = result }
-        done.signal()
     }
 }
 

@@ -85,6 +85,8 @@ package protocol Monitor: AnyObject, Sendable {
         path: String, timeoutMilliseconds: Int, attending: (any MonitorAttendant)?,
         whileSaving: (_ isSaved: () -> Bool) throws -> Void
     ) throws -> Bool
+    /// Whether commands are so slow that `saveInPassing` pays.
+    var savesInPassing: Bool { get }
     /// `cont`; `meanwhile` is called in any case, where possible while QEMU is at it.
     func cont(
         timeoutMilliseconds: Int, attending: (any MonitorAttendant)?, meanwhile: () -> Void
@@ -151,6 +153,8 @@ extension Monitor {
         try saveDeviceState(
             path: path, timeoutMilliseconds: MonitorTimeout.defaultMilliseconds)
     }
+
+    package var savesInPassing: Bool { false }
 
     /// Looks at its state, which tells the same but for a guest that was stopped again. One that was
     /// reset is in `prelaunch`.

@@ -32,6 +32,8 @@ package final class Committer: @unchecked Sendable {
     /// nil for a guest without disks to protect.
     let disks: PairDisks?
     private let channel: DeviceStateChannel
+    /// Where the monitor is one through which commits are made in one command, and QEMU has the pipe for it.
+    private var pipe: StatePipe?
 
     /// Longer than this for `stop` means that QEMU hangs; the guest's own disk writes are waited for in it.
     static let stopTimeoutMilliseconds = 5_000
@@ -51,6 +53,7 @@ package final class Committer: @unchecked Sendable {
         self.generation = generation
         self.channel = channel
         self.disks = disks
+        pipe = monitor.savesInPassing ? channel.pipe : nil
         output = gate.map { HeldOutput($0, disks) }
     }
 
@@ -76,6 +79,17 @@ package final class Committer: @unchecked Sendable {
         FaultPoint.reached("commit.begin")
         // A fenced guest waits at its next first touch, and could not be stopped.
         try requireOwnGeneration()
+        if ending == .resume, let pipe { return try commitInPassing(pipe) }
+        return try commitByStopping(ending)
+    }
+
+    /// QEMU, should it wait for us with a save, lets the guest go on.
+    func giveUpPipe() {
+        pipe = nil
+        channel.giveUpPipe()
+    }
+
+    func commitByStopping(_ ending: Ending) throws -> CommitReport? {
         guard try monitor.isRunning(attending: output) else { return nil }
         if segment.flags.contains(.pausedByUser) { segment.removeFlags(.pausedByUser) }
         let early = try tracker.protectEarly()
@@ -160,10 +174,13 @@ package final class Committer: @unchecked Sendable {
 
     // MARK: - Steps
 
-    private struct ClosedEpoch {
+    struct ClosedEpoch {
         var dirtyPages: UInt64 = 0
         var logs = LogPositions()
         var disks: DiskSeal?
+        /// Its output.
+        var frames: UInt64 = 0
+        var frameBytes: UInt64 = 0
     }
 
     /// The guest stands still; QEMU may be saving its state.
@@ -176,13 +193,14 @@ package final class Committer: @unchecked Sendable {
     /// its devices leave the memory of a guest alone that stands still (its migrations rely on that as well), but a queue
     /// that is ahead of its device's state is one that no QEMU goes on with. Whether something was written before the state
     /// was saved or after cannot be told, so it is saved again.
-    private func closeEpoch() throws -> ClosedEpoch {
+    func closeEpoch() throws -> ClosedEpoch {
         // All that the guest has sent is in the sockets by now, and what is in them is of this epoch.
         try output?.collect()
         let dirtyPages = try tracker.withLock { try tracker.closeEpochLocked() }
         FaultPoint.reached("commit.protected")
         var closed = ClosedEpoch(
-            dirtyPages: dirtyPages, logs: output?.positions ?? LogPositions())
+            dirtyPages: dirtyPages, logs: output?.positions ?? LogPositions(),
+            frames: output?.epochFrames ?? 0, frameBytes: output?.epochBytes ?? 0)
         // QEMU has drained: every write that it has answered is below this.
         closed.disks = disks?.seal()
         if let seal = closed.disks { closed.logs.disk = seal.position }
@@ -204,16 +222,9 @@ package final class Committer: @unchecked Sendable {
         let opened = try openEpoch(after: epoch)
         FaultPoint.reached("commit.opened")
         try requireStillStopped(epoch)
-        try tracker.withLock {
-            _ = try segment.publish(
-                epoch: epoch, generation: generation, stateLength: opened.stateBytes,
-                undoStart: opened.undoStart, logs: closed.logs)
-        }
-        let frames = output?.epochFrames ?? 0
-        let bytes = output?.epochBytes ?? 0
-        if let seal = closed.disks { disks?.published(seal, output: closed.logs.output) }
-        output?.published(closed.logs)
-        FaultPoint.reached("commit.published")
+        output?.closeEpoch()
+        try publish(
+            epoch, closed, stateBytes: opened.stateBytes, undoStart: opened.undoStart)
         steps.published()
         // Done while QEMU goes on, and before the guest touches these pages again.
         if ending == .resume { tracker.startLoggingAhead() }
@@ -225,10 +236,31 @@ package final class Committer: @unchecked Sendable {
         steps.ended()
         disks?.ring()
         FaultPoint.reached("commit.end")
-        return CommitReport(
-            epoch: epoch, dirtyPages: closed.dirtyPages + opened.latePages,
-            stateBytes: opened.stateBytes, saves: opened.saves, frames: frames, frameBytes: bytes,
-            steps: steps)
+        var all = closed
+        all.dirtyPages += opened.latePages
+        return report(epoch, all, stateBytes: opened.stateBytes, saves: opened.saves, steps)
+    }
+
+    /// The commit counts from here on.
+    func publish(
+        _ epoch: Epoch, _ closed: ClosedEpoch, stateBytes: Int, undoStart: UInt64
+    ) throws {
+        try tracker.withLock {
+            _ = try segment.publish(
+                epoch: epoch, generation: generation, stateLength: stateBytes,
+                undoStart: undoStart, logs: closed.logs)
+        }
+        if let seal = closed.disks { disks?.published(seal, output: closed.logs.output) }
+        output?.published(closed.logs)
+        FaultPoint.reached("commit.published")
+    }
+
+    func report(
+        _ epoch: Epoch, _ closed: ClosedEpoch, stateBytes: Int, saves: Int, _ steps: CommitSteps
+    ) -> CommitReport {
+        CommitReport(
+            epoch: epoch, dirtyPages: closed.dirtyPages, stateBytes: stateBytes, saves: saves,
+            frames: closed.frames, frameBytes: closed.frameBytes, steps: steps)
     }
 
     private struct OpenedEpoch {
@@ -306,7 +338,7 @@ package final class Committer: @unchecked Sendable {
         if let failure { throw failure }
     }
 
-    private func requireOwnGeneration() throws {
+    func requireOwnGeneration() throws {
         let present = segment.position
         guard present.generation != generation else { return }
         throw FtvmError(

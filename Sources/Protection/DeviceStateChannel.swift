@@ -9,8 +9,9 @@ import Model
 /// It is a memfd that was put into QEMU, which opens it anew by `/proc/self/fd/N` for each save: no path that
 /// an unprivileged QEMU would need permission for, and no descriptor has to travel with each command.
 package struct DeviceStateChannel: Sendable {
-    /// How the memfd shows in /proc/PID/fd, where a restarted ftvmd finds it.
-    static let linkPrefix = "/memfd:ftvm-device-state"
+    /// How the memfd shows in /proc/PID/fd, where a restarted ftvmd finds it. Its name ends with the inode of the pipe, which
+    /// has no name itself.
+    static let linkPrefix = "/memfd:\(memfdName)"
     private static let memfdName = "ftvm-device-state"
 
     /// Our own descriptor of the memory file.
@@ -18,9 +19,14 @@ package struct DeviceStateChannel: Sendable {
     /// The path under which QEMU opens it.
     package let pathInQEMU: String
 
-    /// A new memory file; put it into QEMU with `installOperation` and complete it with `installed(as:)`.
-    static func makeMemoryFile() throws -> Int32 {
-        let descriptor = ftvm_memory_file(memfdName)
+    /// For saving in passing; nil in a QEMU that an ftvmd without it has prepared.
+    let pipe: StatePipe?
+
+    /// A new memory file for a QEMU that gets this pipe as well.
+    static func makeMemoryFile(pipe: Int32) throws -> Int32 {
+        var status = stat()
+        fstat(pipe, &status)
+        let descriptor = ftvm_memory_file("\(memfdName)-\(status.st_ino)")
         guard descriptor >= 0 else {
             throw FtvmError(
                 .resourceExhausted, "cannot make a memory file for the device state",
@@ -31,19 +37,55 @@ package struct DeviceStateChannel: Sendable {
         return descriptor
     }
 
-    init(descriptor: Int32, remote: Int32) {
+    init(descriptor: Int32, remote: Int32, pipe: StatePipe?) {
         self.descriptor = descriptor
+        self.pipe = pipe
         pathInQEMU = "/proc/self/fd/\(remote)"
     }
 
-    /// Finds the memory file in a QEMU that a former ftvmd had prepared.
+    /// Finds the memory file and the pipe in a QEMU that a former ftvmd had prepared.
     static func found(in process: QEMUProcess) throws -> DeviceStateChannel? {
         guard let remote = process.descriptors(linkedTo: linkPrefix).first else { return nil }
         return DeviceStateChannel(
-            descriptor: try process.duplicate(descriptor: remote), remote: remote)
+            descriptor: try process.duplicate(descriptor: remote), remote: remote,
+            pipe: foundPipe(in: process))
     }
 
-    func close() { Glibc.close(descriptor) }
+    private static func foundPipe(in process: QEMUProcess) -> StatePipe? {
+        guard let remote = pipes(in: process).first,
+            let writer = try? process.duplicate(descriptor: remote)
+        else { return nil }
+        defer { Glibc.close(writer) }
+        return StatePipe.found(writer: writer, remote: remote)
+    }
+
+    /// All that is of such a channel in the process.
+    static func descriptors(in process: QEMUProcess) -> [Int32] {
+        process.descriptors(linkedTo: linkPrefix) + pipes(in: process)
+    }
+
+    private static func pipes(in process: QEMUProcess) -> [Int32] {
+        process.descriptors(linkedTo: linkPrefix).flatMap { file -> [Int32] in
+            let link = process.descriptorLink(file) ?? ""
+            let number = link.dropFirst(linkPrefix.count + 1).prefix { $0.isNumber }
+            guard let inode = UInt64(number) else { return [] }
+            return process.descriptors(linkedTo: StatePipe.link(inode: inode))
+        }
+    }
+
+    func close() {
+        Glibc.close(descriptor)
+        pipe?.giveUp()
+    }
+
+    func giveUpPipe() { pipe?.giveUp() }
+
+    static func doesNotFit(_ bytes: Int, _ slotBytes: Int) -> FtvmError {
+        FtvmError(
+            .resourceExhausted,
+            "the device state does not fit: \(bytes) bytes, the segment's slot has \(slotBytes)",
+            advice: "disable the pair and enable it again with a larger state slot")
+    }
 
     /// Copies what QEMU saved last.
     /// - Returns: its length in bytes.
@@ -56,10 +98,7 @@ package struct DeviceStateChannel: Sendable {
         }
         let length = Int(status.st_size)
         guard length <= slot.count, let base = slot.baseAddress else {
-            throw FtvmError(
-                .resourceExhausted,
-                "the device state does not fit: \(length) bytes, the segment's slot has \(slot.count)",
-                advice: "disable the pair and enable it again with a larger state slot")
+            throw Self.doesNotFit(length, slot.count)
         }
         var done = 0
         while done < length {

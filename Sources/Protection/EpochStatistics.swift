@@ -77,7 +77,7 @@ package struct CommitReport: Sendable, Hashable {
     package let steps: CommitSteps
 
     /// From before `stop` to after `cont`.
-    package var pauseNanoseconds: UInt64 { steps.total }
+    package var pauseNanoseconds: UInt64 { steps.pause }
 }
 
 /// How long the parts of a commit took, in nanoseconds.
@@ -93,6 +93,8 @@ package struct CommitSteps: Sendable, Hashable {
     /// `cont`, with the release of frames.
     package private(set) var resume: UInt64 = 0
     package private(set) var total: UInt64 = 0
+    /// From the beginning until the guest runs again.
+    package private(set) var pause: UInt64 = 0
     private let began = MonotonicClock.nowNanoseconds()
     private var last: UInt64
 
@@ -101,10 +103,13 @@ package struct CommitSteps: Sendable, Hashable {
     mutating func stopped() { stop = step() }
     mutating func prepared() { prepare = step() }
     mutating func saved() { save = step() }
+    /// QEMU has let the guest go on by itself; otherwise it is the end.
+    mutating func resumed() { pause = last - began }
     mutating func published() { publish = step() }
     mutating func ended() {
         resume = step()
         total = last - began
+        if pause == 0 { pause = total }
     }
 
     private mutating func step() -> UInt64 {

@@ -20,6 +20,10 @@ final class HeldOutput: MonitorAttendant {
     private var committedOutput: UInt64
     /// When the first frame of the running epoch came.
     private var firstArrival: UInt64?
+    /// The same of an epoch that is closed and not yet published.
+    private var closed: (frames: UInt64, demand: GateDemand, firstArrival: UInt64?) = (
+        0, .none, nil
+    )
     /// When the last frame came, of any epoch.
     private(set) var lastArrival: UInt64?
     /// When its last data came: more than acknowledgements.
@@ -70,13 +74,24 @@ final class HeldOutput: MonitorAttendant {
     /// The ends of the logs: with the guest stopped and everything collected, those of its epoch.
     var positions: LogPositions { gate.positions }
 
-    /// The epoch that ended at these positions has been published: a new one has begun.
+    /// What comes from here on is the next epoch's.
+    func closeEpoch() {
+        closed = (epochFrames, demand, firstArrival)
+        (epochFrames, demand, firstArrival, lastData) = (0, .none, nil, nil)
+    }
+
+    /// It goes on after all.
+    func reopenEpoch() {
+        epochFrames += closed.frames
+        demand = max(demand, closed.demand)
+        firstArrival = closed.firstArrival ?? firstArrival
+        closed = (0, .none, nil)
+    }
+
+    /// The closed epoch, which ended at these positions, has been published.
     func published(_ positions: LogPositions) {
         committedOutput = positions.output
-        demand = .none
-        epochFrames = 0
-        if firstWaiting == nil { firstWaiting = firstArrival }
-        (firstArrival, lastData) = (nil, nil)
+        if firstWaiting == nil { firstWaiting = closed.firstArrival }
         isReleasing = true
     }
 

@@ -139,6 +139,12 @@ extension PageTracker {
         return plan.prepared < plan.planned
     }
 
+    /// The same with kept pages only.
+    func prepareKeptLocked() -> Bool {
+        guard let plan = ahead, plan.keptPrepared < plan.kept else { return false }
+        return prepareAheadLocked()
+    }
+
     /// Those that the commit under way has not protected.
     package var keptPages: [UInt64] {
         withLock { ahead.map { plan in (0..<plan.kept).map { plan[$0] } } ?? [] }

@@ -5,7 +5,7 @@ import Injection
 import MemoryPool
 import Model
 
-/// What a primary's QEMU has in it of ours: tracker's userfaultfd, device-state file and the primary lock. QEMU holds
+/// What a primary's QEMU has in it of ours: tracker's userfaultfd, device-state file and pipe, and the primary lock. QEMU holds
 /// the lock as long as it lives; our copy is for giving it back when QEMU does not run any more but has not ended yet.
 struct Preparation {
     let uffd: Int32
@@ -26,11 +26,19 @@ struct Preparation {
                 advice: "ftvm needs Linux 6.4 or newer with CONFIG_USERFAULTFD, and root")
         }
         defer { Glibc.close(device) }
-        let file = try DeviceStateChannel.makeMemoryFile()
+        let pipe = try StatePipe.make()
+        defer { Glibc.close(pipe.writer) }
+        let file: Int32
+        do {
+            file = try DeviceStateChannel.makeMemoryFile(pipe: pipe.writer)
+        } catch {
+            Glibc.close(pipe.reader)
+            throw error
+        }
         let operations: [InjectionOperation] =
             mapping + [
                 .userfaultfd(device: device), .install(descriptor: file),
-                .install(descriptor: lock),
+                .install(descriptor: pipe.writer), .install(descriptor: lock),
             ]
         do {
             let results = try injector.run(in: process, operations)
@@ -53,10 +61,13 @@ struct Preparation {
             }
             return Preparation(
                 uffd: uffd,
-                channel: DeviceStateChannel(descriptor: file, remote: Int32(results[first + 1])),
+                channel: DeviceStateChannel(
+                    descriptor: file, remote: Int32(results[first + 1]),
+                    pipe: StatePipe(reader: pipe.reader, remote: Int32(results[first + 2]))),
                 lock: copy)
         } catch {
             Glibc.close(file)
+            Glibc.close(pipe.reader)
             throw error
         }
     }
@@ -96,7 +107,7 @@ struct Preparation {
         // our descriptor of the userfaultfd are closed.
         if moving.isEmpty { try process.releaseFaults() }
         var remotes = process.descriptors(linkedTo: uffdLink)
-        remotes += process.descriptors(linkedTo: DeviceStateChannel.linkPrefix)
+        remotes += DeviceStateChannel.descriptors(in: process)
         if let lockFile { remotes += process.descriptors(ofSameFileAs: lockFile) }
         let operations = moving + remotes.map { InjectionOperation.close(remote: $0) }
         if !operations.isEmpty { _ = try injector.run(in: process, operations) }

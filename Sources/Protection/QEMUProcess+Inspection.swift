@@ -55,7 +55,7 @@ extension QEMUProcess {
         return stat("/proc/\(processID)/fd", &status) == 0 ? Int(status.st_size) : 0
     }
 
-    private func descriptorLink(_ number: Int32) -> String? {
+    func descriptorLink(_ number: Int32) -> String? {
         var buffer = [CChar](repeating: 0, count: 512)
         let length = readlink("/proc/\(processID)/fd/\(number)", &buffer, buffer.count - 1)
         guard length > 0 else { return nil }

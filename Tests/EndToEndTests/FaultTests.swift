@@ -16,6 +16,8 @@ extension EndToEnd {
             "segment.commit.record-written", "segment.commit.position-swapped",
             "commit.published", "commit.resumed", "commit.end",
         ]
+        /// Through libvirt's monitor, as commits are made in a domain that was enabled while it ran.
+        static let passingPoints = ["commit.passing", "commit.passed"]
         static let undoPoints = [
             "segment.undo.image-copied", "segment.undo.entry-written",
             "segment.undo.head-published",
@@ -46,7 +48,8 @@ extension EndToEnd {
         /// Every point in the sources is in one of the lists here, or tested elsewhere.
         @Test func everyPointIsTested() throws {
             let known = Set(
-                Self.commitPoints + Self.undoPoints + Self.takeOverPoints + Self.promotionPoints
+                Self.commitPoints + Self.passingPoints + Self.undoPoints + Self.takeOverPoints
+                    + Self.promotionPoints
                     + Self.releasePoints + Self.secondaryPoints + Self.framePoints
                     + Self.adoptionPoints + Self.secondPoints
                     + Switchovers.sourcePoints + Switchovers.targetPoints)
@@ -64,9 +67,15 @@ extension EndToEnd {
             #expect(known.subtracting(found).sorted() == [])
         }
 
+        /// Through a monitor of ours.
         @Test(arguments: commitPoints)
         func ftvmdDiesInACommit(point: String) async throws {
-            try await diesAsPrimary(at: point, passes: 1...40)
+            try await diesAsPrimary(at: point, passes: 1...40, monitor: .ours)
+        }
+
+        @Test(arguments: passingPoints + ["commit.saved", "commit.copied", "commit.published"])
+        func ftvmdDiesInACommitThroughLibvirt(point: String) async throws {
+            try await diesAsPrimary(at: point, passes: 1...40, monitor: .libvirt)
         }
 
         @Test(arguments: undoPoints)
@@ -95,11 +104,41 @@ extension EndToEnd {
             #expect(outcome.status == 0, "\(outcome.output)")
         }
 
-        private func diesAsPrimary(at point: String, passes: ClosedRange<Int>) async throws {
+        /// Whose monitor commits go through.
+        private enum MonitorKind {
+            case ours, libvirt
+        }
+
+        /// A guest that is committed so: moved once, or enabled while it runs.
+        private func protectedDemo(
+            _ lab: TestLab, _ kind: MonitorKind
+        ) async throws -> (Guest, PairView) {
+            let (guest, pair) = try await lab.protectedDemo()
+            let hasOurs = try await lab.presentQEMU(pair.primary).arguments.contains {
+                $0.contains("ftvm-qmp")
+            }
+            if hasOurs == (kind == .ours) { return (guest, pair) }
+            if hasOurs {
+                try await lab.removeDemo()
+                return try await lab.protectedDemo()
+            }
+            let outcome = try await lab.attempt(["switchover", TestLab.demo])
+            try #require(outcome.status == 0, "\(outcome.errorOutput)")
+            return (guest, try await lab.protected("moved") { $0.primary == pair.secondary })
+        }
+
+        private func diesAsPrimary(
+            at point: String, passes: ClosedRange<Int>, monitor: MonitorKind? = nil
+        ) async throws {
             let lab = try TestLab.here()
             var random = Settings.random(point)
             for _ in 1...Settings.faultRounds {
-                let (guest, before) = try await lab.protectedDemo()
+                let (guest, before) =
+                    if let monitor {
+                        try await protectedDemo(lab, monitor)
+                    } else {
+                        try await lab.protectedDemo()
+                    }
                 try await guest.setDirtyRate(10_000)
                 let covered = try await guest.covered()
                 let fault = Fault(lab, point, pass: Int.random(in: passes, using: &random))

@@ -20,23 +20,36 @@ import Testing
 
     @Test(arguments: [PoolKind.tmpfs, .hugetlbfs], [1, 2])
     func rollbackGivesExactlyTheCommittedImage(kind: PoolKind, vcpus: Int) throws {
+        try run(kind, vcpus: vcpus)
+    }
+
+    /// The same where QEMU stops, saves and goes on in one command.
+    @Test(arguments: [PoolKind.tmpfs, .hugetlbfs])
+    func commitsInPassingGiveExactlyTheImage(kind: PoolKind) throws {
+        try run(kind, vcpus: 2, savesInPassing: true)
+    }
+
+    private func run(_ kind: PoolKind, vcpus: Int, savesInPassing: Bool = false) throws {
         let workspace = try Workspace(pool: kind, hugePages: 400)
         defer { workspace.remove() }
         var shape = GuestQEMU.Shape()
         shape.vcpus = vcpus
-        try ImageRounds(workspace: workspace, shape: shape).run(Self.rounds)
+        try ImageRounds(workspace: workspace, shape: shape, savesInPassing: savesInPassing)
+            .run(Self.rounds)
     }
 }
 
 private final class ImageRounds {
     let workspace: Workspace
     let shape: GuestQEMU.Shape
+    let savesInPassing: Bool
     let segment: Segment
     let image: UnsafeMutableRawPointer
     var random = SystemRandomNumberGenerator()
 
-    init(workspace: Workspace, shape: GuestQEMU.Shape) throws {
+    init(workspace: Workspace, shape: GuestQEMU.Shape, savesInPassing: Bool) throws {
         self.workspace = workspace
+        self.savesInPassing = savesInPassing
         self.shape = shape
         segment = try workspace.pool.createSegment(
             SegmentSpecification(
@@ -64,9 +77,7 @@ private final class ImageRounds {
             usleep(UInt32.random(in: 20_000...150_000, using: &random))
             let pausesOfRound = driver.figures().figures.pauseMedianMicroseconds
             driver.stopEpochs()
-            _ = try driver.committer.commit(.standStill)
-            memcpy(image, segment.ram, Int(segment.memoryBytes))
-            try driver.committer.resume()
+            try commitAndCopy(driver)
             usleep(UInt32.random(in: 0...60_000, using: &random))
             let overflows = driver.figures().figures.overflows
             pauses.append(pausesOfRound)
@@ -97,6 +108,27 @@ private final class ImageRounds {
             "checker: \(report.checker.rounds) rounds, \(report.checker.bad) bad")
     }
 
+    /// The image is that of a guest which stands still.
+    private func commitAndCopy(_ driver: PrimaryDriver) throws {
+        nonisolated(unsafe) let image = image
+        let segment = segment
+        guard savesInPassing else {
+            _ = try driver.committer.commit(.standStill)
+            memcpy(image, segment.ram, Int(segment.memoryBytes))
+            return try driver.committer.resume()
+        }
+        FaultPoint.hook = { point in
+            guard point == "commit.passed" else { return }
+            memcpy(image, segment.ram, Int(segment.memoryBytes))
+        }
+        defer { FaultPoint.hook = nil }
+        try driver.committer.commit()
+    }
+
+    private func monitor(of guest: GuestQEMU) -> any Monitor {
+        savesInPassing ? WrappedMonitor(guest.monitor, savesInPassing: true) : guest.monitor
+    }
+
     /// The guest goes on and has verified its memory at least once more.
     private func waitForWrites(_ guest: GuestQEMU, beyond writes: UInt64) throws -> GuestQEMU.Report
     {
@@ -120,13 +152,13 @@ private final class ImageRounds {
         defer { close(lock) }
         try PrimaryLock.acquire(lock)
         return try PrimaryDriver.takeOver(
-            process: guest.qemu, memory: memory, monitor: guest.monitor, segment: segment,
+            process: guest.qemu, memory: memory, monitor: monitor(of: guest), segment: segment,
             generation: Generation(1), lock: lock, injector: GuestQEMU.injector, progress: { _ in })
     }
 
     private func promote(_ guest: GuestQEMU, _ generation: Generation) throws -> PrimaryDriver {
         let secondary = try WaitingSecondary.prepare(
-            process: guest.qemu, monitor: guest.monitor, segment: segment,
+            process: guest.qemu, monitor: monitor(of: guest), segment: segment,
             injector: GuestQEMU.injector)
         let lock = try segment.openLock()
         defer { close(lock) }

@@ -6,12 +6,14 @@ final class WrappedMonitor: Monitor {
     nonisolated(unsafe) private let beforeCont: () -> Void
     nonisolated(unsafe) private let afterSave: () throws -> Void
     let label = "wrapped"
+    let savesInPassing: Bool
 
     init(
-        _ inner: QMPConnection, beforeCont: @escaping () -> Void = {},
+        _ inner: QMPConnection, savesInPassing: Bool = false, beforeCont: @escaping () -> Void = {},
         afterSave: @escaping () throws -> Void = {}
     ) {
         self.inner = inner
+        self.savesInPassing = savesInPassing
         self.beforeCont = beforeCont
         self.afterSave = afterSave
     }
@@ -31,6 +33,9 @@ final class WrappedMonitor: Monitor {
         try inner.cont(timeoutMilliseconds: timeoutMilliseconds)
     }
     func hasChangedSinceStop() throws -> Bool { try inner.hasChangedSinceStop() }
+    func isRunning(attending: (any MonitorAttendant)?) throws -> Bool {
+        try inner.isRunning(attending: attending)
+    }
     func saveDeviceState(path: String, timeoutMilliseconds: Int) throws {
         try inner.saveDeviceState(path: path, timeoutMilliseconds: timeoutMilliseconds)
         try afterSave()

@@ -47,6 +47,8 @@ int ftvm_gettid(void);
 int ftvm_process_send_descriptor(int socket, int descriptor);
 /* memfd_create(2), close-on-exec. */
 int ftvm_memory_file(const char *name);
+/* How much the pipe holds from here on (whole pages): the bytes, or -errno. Writers that wait go on when there is room. */
+int ftvm_pipe_resize(int descriptor, int bytes);
 /* pipe2(2), close-on-exec. */
 int ftvm_pipe(int ends[2]);
 /* Names the calling thread, at most 15 bytes. */
