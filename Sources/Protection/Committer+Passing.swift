@@ -13,6 +13,9 @@ import Model
 ///
 /// Nobody can resume or reset the guest meanwhile: QEMU's main thread is busy, and libvirt's domain too, whose other callers
 /// wait for the guest to run again.
+///
+/// Known: a guest that powers itself off between the question whether it runs and QEMU's save is committed as it stands
+/// then. Its end is noticed as always; should its host die before that, the other one goes on with a guest that has halted.
 extension Committer {
     /// - Returns: nil when the guest does not run; nothing was changed then.
     /// - Throws: as `commit` does; the guest goes on, its epoch too, and later commits do without the pipe.
