@@ -9,8 +9,8 @@ import Model
 /// It is a memfd that was put into QEMU, which opens it anew by `/proc/self/fd/N` for each save: no path that
 /// an unprivileged QEMU would need permission for, and no descriptor has to travel with each command.
 package struct DeviceStateChannel: Sendable {
-    /// How the memfd shows in /proc/PID/fd, where a restarted ftvmd finds it. Its name ends with the inode of the pipe, which
-    /// has no name itself.
+    /// How the memfd shows in /proc/PID/fd, where a restarted ftvmd finds it. Its name ends with the inode of the pipe, if
+    /// there is one, which has no name itself.
     static let linkPrefix = "/memfd:\(memfdName)"
     private static let memfdName = "ftvm-device-state"
 
@@ -19,14 +19,18 @@ package struct DeviceStateChannel: Sendable {
     /// The path under which QEMU opens it.
     package let pathInQEMU: String
 
-    /// For saving in passing; nil in a QEMU that an ftvmd without it has prepared.
+    /// For saving in passing; nil in a QEMU whose monitor was not one for that, or that an ftvmd without it has prepared.
     let pipe: StatePipe?
 
-    /// A new memory file for a QEMU that gets this pipe as well.
-    static func makeMemoryFile(pipe: Int32) throws -> Int32 {
-        var status = stat()
-        fstat(pipe, &status)
-        let descriptor = ftvm_memory_file("\(memfdName)-\(status.st_ino)")
+    /// A new memory file, for a QEMU that may get this pipe as well.
+    static func makeMemoryFile(pipe: Int32?) throws -> Int32 {
+        var name = memfdName
+        if let pipe {
+            var status = stat()
+            fstat(pipe, &status)
+            name += "-\(status.st_ino)"
+        }
+        let descriptor = ftvm_memory_file(name)
         guard descriptor >= 0 else {
             throw FtvmError(
                 .resourceExhausted, "cannot make a memory file for the device state",

@@ -14,8 +14,9 @@ struct Preparation {
 
     /// Puts everything into the QEMU in one session, together with the mapping that makes the segment its
     /// memory, where it is given.
+    /// - Parameter savesInPassing: commits are to be made so, and the QEMU needs the pipe for it.
     static func install(
-        in process: QEMUProcess, lock: Int32, injector: InjectorProcess,
+        in process: QEMUProcess, lock: Int32, injector: InjectorProcess, savesInPassing: Bool,
         mapping: [InjectionOperation] = []
     ) throws -> Preparation {
         let device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC)
@@ -26,20 +27,20 @@ struct Preparation {
                 advice: "ftvm needs Linux 6.4 or newer with CONFIG_USERFAULTFD, and root")
         }
         defer { Glibc.close(device) }
-        let pipe = try StatePipe.make()
-        defer { Glibc.close(pipe.writer) }
+        let pipe = savesInPassing ? try StatePipe.make() : nil
+        defer { if let pipe { Glibc.close(pipe.writer) } }
         let file: Int32
         do {
-            file = try DeviceStateChannel.makeMemoryFile(pipe: pipe.writer)
+            file = try DeviceStateChannel.makeMemoryFile(pipe: pipe?.writer)
         } catch {
-            Glibc.close(pipe.reader)
+            if let pipe { Glibc.close(pipe.reader) }
             throw error
         }
         let operations: [InjectionOperation] =
             mapping + [
                 .userfaultfd(device: device), .install(descriptor: file),
-                .install(descriptor: pipe.writer), .install(descriptor: lock),
-            ]
+                .install(descriptor: lock),
+            ] + (pipe.map { [.install(descriptor: $0.writer)] } ?? [])
         do {
             let results = try injector.run(in: process, operations)
             let first = mapping.count
@@ -63,11 +64,13 @@ struct Preparation {
                 uffd: uffd,
                 channel: DeviceStateChannel(
                     descriptor: file, remote: Int32(results[first + 1]),
-                    pipe: StatePipe(reader: pipe.reader, remote: Int32(results[first + 2]))),
+                    pipe: pipe.map {
+                        StatePipe(reader: $0.reader, remote: Int32(results[first + 3]))
+                    }),
                 lock: copy)
         } catch {
             Glibc.close(file)
-            Glibc.close(pipe.reader)
+            if let pipe { Glibc.close(pipe.reader) }
             throw error
         }
     }

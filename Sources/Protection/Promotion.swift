@@ -62,6 +62,7 @@ extension PrimaryDriver {
         }
         let preparation = try Preparation.install(
             in: secondary.process, lock: lock, injector: injector,
+            savesInPassing: secondary.monitor.savesInPassing,
             mapping: secondary.memory.mapping(of: RAMFiles(segment), writable: true))
         segment.insertFlags(.grafted)
         FaultPoint.reached("promotion.writable")

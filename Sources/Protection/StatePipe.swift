@@ -108,7 +108,7 @@ final class StatePipe: @unchecked Sendable {
     }
 
     /// Copies what QEMU has saved since `begin`.
-    /// - Throws: `.unavailable` when it is no state that QEMU has waited with; `.resourceExhausted` when it does not fit.
+    /// - Throws: `.unsupported` when it is no state that QEMU has waited with; `.resourceExhausted` when it does not fit.
     func copy(into slot: UnsafeMutableRawBufferPointer) throws -> Int {
         guard count > capacity, state.starts(with: "QEVM".utf8) else {
             throw FtvmError(

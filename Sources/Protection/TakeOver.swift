@@ -35,7 +35,8 @@ extension PrimaryDriver {
         try takeUp(segment, generation)
         // Slow, and nothing that the guest notices: before anything else.
         try disks?.takeUp(generation)
-        let preparation = try Preparation.install(in: process, lock: lock, injector: injector)
+        let preparation = try Preparation.install(
+            in: process, lock: lock, injector: injector, savesInPassing: monitor.savesInPassing)
         var attachment: GateAttachment?
         var started: PageTracker?
         do {
