@@ -226,10 +226,11 @@ package final class Committer: @unchecked Sendable {
         try publish(
             epoch, closed, stateBytes: opened.stateBytes, undoStart: opened.undoStart)
         steps.published()
-        // Done while QEMU goes on, and before the guest touches these pages again.
-        if ending == .resume { tracker.startLoggingAhead() }
         switch ending {
-        case .resume: try cont()
+        case .resume:
+            // A little is done while QEMU goes on, and before the guest touches these pages again. More would be in QEMU's way.
+            if tracker.hasLittleToLogAhead { tracker.startLoggingAhead() }
+            try resume()
         case .standStill: try releaseCommitted()
         case .stayStopped: try releaseLast()
         }

@@ -4,7 +4,7 @@ import Model
 
 /// The pages that are to be logged ahead for the next epoch, and how far that has got. In fixed memory; under the
 /// tracker's lock.
-struct LogAhead {
+package struct LogAhead {
     /// Of the undo log at most an eighth is used for pages that may not be written at all.
     private static let shareOfLog: UInt64 = 8
     private static let mostPages: UInt64 = 1 << 16
@@ -12,18 +12,25 @@ struct LogAhead {
     /// Kept pages have their images taken while the guest stands still for a commit, or they are not kept: so many bytes of them
     /// are copied well within the time that QEMU takes to save.
     private static let mostKeptBytes: UInt64 = 1 << 20
+    /// Images taken while the guest stands still, kept pages' included: more would take the memory's time from QEMU's save.
+    private static let mostPreparedBytes: UInt64 = 2 << 20
 
     let hot: HotPages
     private let pages: UnsafeMutablePointer<UInt64>
     private let limit: Int
     private let keptPages: UnsafeMutablePointer<UInt64>
     private let keptLimit: Int
+    private let mostPrepared: Int
     /// Pages that stay writable over the commit, in the order in which they were found: `protectEarly`'s first.
-    private(set) var kept = 0
+    package private(set) var kept = 0
     /// All pages of the plan: the kept ones, and then the others, rising.
-    private(set) var planned = 0
+    package private(set) var planned = 0
     /// How many of them have their images behind the published entries of the log.
-    var prepared = 0
+    package var prepared = 0
+    /// How many more are to get one while the guest stands still.
+    package var leftToPrepare: Int { max(0, min(planned, mostPrepared) - prepared) }
+    /// The rest is over before QEMU has resumed the guest.
+    package var isLittle: Bool { planned <= mostPrepared }
     /// How many kept pages have one.
     var keptPrepared: Int { min(kept, prepared) }
     /// How many have been logged.
@@ -31,17 +38,18 @@ struct LogAhead {
     /// How many have been logged and are writable.
     var unprotected = 0
 
-    init(pageCount: UInt64, pageSizeBytes: UInt64, undoCapacity: UInt64) {
+    package init(pageCount: UInt64, pageSizeBytes: UInt64, undoCapacity: UInt64) {
         hot = HotPages(pageCount: pageCount)
         limit = Int(min(undoCapacity / Self.shareOfLog, Self.mostPages, pageCount))
         pages = .allocate(capacity: max(1, limit))
         pages.initialize(repeating: 0, count: max(1, limit))
         keptLimit = min(limit, Int(Self.mostKeptBytes / pageSizeBytes))
+        mostPrepared = max(1, Int(Self.mostPreparedBytes / pageSizeBytes))
         keptPages = .allocate(capacity: max(1, keptLimit))
         keptPages.initialize(repeating: 0, count: max(1, keptLimit))
     }
 
-    func release() {
+    package func release() {
         hot.release()
         pages.deallocate()
         keptPages.deallocate()
@@ -55,7 +63,7 @@ struct LogAhead {
     /// The early part of protecting this epoch's pages has been done.
     private(set) var hasBegun = false
 
-    mutating func begin() {
+    package mutating func begin() {
         hasBegun = true
         forget()
     }
@@ -70,7 +78,7 @@ struct LogAhead {
     }
 
     /// - Returns: whether the page is kept: it is not to be protected.
-    mutating func plan(_ page: UInt64, endOf epoch: Epoch) -> Bool {
+    package mutating func plan(_ page: UInt64, endOf epoch: Epoch) -> Bool {
         guard hot.isHot(page: page, endOf: epoch), planned < limit else { return false }
         if kept < keptLimit {
             keptPages[kept] = page
@@ -126,7 +134,8 @@ extension PageTracker {
     func prepareAheadLocked() -> Bool {
         guard var plan = ahead, let segment, touchedCount == plan.kept else { return false }
         defer { ahead = plan }
-        let end = min(plan.planned, plan.prepared + Int(max(1, Self.chunkBytes / pageSizeBytes)))
+        let chunk = min(plan.leftToPrepare, Int(max(1, Self.chunkBytes / pageSizeBytes)))
+        let end = plan.prepared + chunk
         let next = Epoch(runningEpoch).next
         while plan.prepared < end {
             let page = plan[plan.prepared]
@@ -136,7 +145,7 @@ extension PageTracker {
             else { return false }
             plan.prepared += 1
         }
-        return plan.prepared < plan.planned
+        return plan.leftToPrepare > 0
     }
 
     /// The same with kept pages only.
@@ -181,6 +190,9 @@ extension PageTracker {
         plan.unprotected = plan.keptPrepared
         loggedAheadCount += UInt64(plan.prepared)
     }
+
+    /// Whether this may be done while QEMU resumes the guest.
+    var hasLittleToLogAhead: Bool { withLock { ahead?.isLittle ?? true } }
 
     /// The guest runs: the fault thread does the rest.
     func startLoggingAhead() {

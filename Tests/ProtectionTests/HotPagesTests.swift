@@ -61,6 +61,24 @@ import Testing
         #expect(epochs.last?.ahead == 0)
     }
 
+    /// Images are taken while the guest stands still, and take memory's time from QEMU: of a large working set only the first.
+    @Test(arguments: [(400, true), (2000, false)])
+    func aLargeWorkingSetIsNoLongerPause(pages: UInt64, isLittle: Bool) {
+        var plan = LogAhead(pageCount: 4096, pageSizeBytes: 4096, undoCapacity: 65_536)
+        defer { plan.release() }
+        for epoch in 1...4 as ClosedRange<UInt64> {
+            plan.begin()
+            for page in 0..<pages { _ = plan.plan(page, endOf: Epoch(epoch)) }
+        }
+        // But for those that are on trial.
+        #expect(plan.planned > pages / 2)
+        #expect(plan.kept == 256)
+        #expect(plan.leftToPrepare == (isLittle ? plan.planned : 512))
+        #expect(plan.isLittle == isLittle)
+        plan.prepared = plan.leftToPrepare
+        #expect(plan.leftToPrepare == 0)
+    }
+
     @Test func aBusyPageIsLeftAloneAndTriedAgain() {
         let hot = HotPages(pageCount: 64)
         defer { hot.release() }
