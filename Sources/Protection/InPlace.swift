@@ -71,12 +71,17 @@ struct InPlace {
             let stopped = MonotonicClock.nowNanoseconds()
             try monitor.stop(timeoutMilliseconds: Committer.stopTimeoutMilliseconds)
             FaultPoint.reached("takeover.stopped")
-            try copyTouched()
-            _ = try injector.run(
-                in: process,
-                memory.mapping(of: RAMFiles(segment), writable: true, blocks: others)
-                    + memory.advising(MADV_DONTFORK, blocks: others) + (aside?.operations ?? []))
+            // Somebody may have resumed the guest. Whoever writes to a block from its last copy on waits, until it is mapped.
+            try tracking.tracker.withLock {
+                try copyTouchedLocked()
+                _ = try injector.run(
+                    in: process,
+                    memory.mapping(of: RAMFiles(segment), writable: true, blocks: others)
+                        + memory.advising(MADV_DONTFORK, blocks: others)
+                        + (aside?.operations ?? []))
+            }
             try tracking.tracker.protect(others)
+            _ = ftvm_uffd_wake_all(tracking.tracker.uffd)
             try tracking.tracker.protectCopied()
             segment.insertFlags(.grafted)
             FaultPoint.reached("takeover.mapped")
@@ -87,13 +92,13 @@ struct InPlace {
         }
     }
 
-    /// What was written to the other blocks since they were copied. That it was stays marked: the first commit protects it.
-    private func copyTouched() throws {
+    /// What was written to the other blocks since they were copied; it is protected again first.
+    private func copyTouchedLocked() throws {
         let size = UInt64(segment.pageSizeBytes)
-        let pages = tracking.tracker.withLock {
-            tracking.tracker.touchedLocked(from: segment.objectBytes / size)
+        for page in tracking.tracker.touchedLocked(from: segment.objectBytes / size) {
+            try tracking.tracker.protectLocked(page)
+            try copy(page * size, size)
         }
-        for page in pages { try copy(page * size, size) }
     }
 
     private func copy(_ offset: UInt64, _ length: UInt64) throws {

@@ -54,26 +54,20 @@ package struct LiveMove {
     /// Copies the pages touched since the last call. Those pages are protected again first: what is written
     /// during the copy counts for the next call.
     private func copyTouched(tracker: PageTracker) throws {
-        try copy(pages: protectTouched(tracker), sizeBytes: tracker.pageSizeBytes)
-    }
-
-    /// Copies the rest, while the guest stands still, and stops the tracker. The guest may have been resumed behind our
-    /// back (libvirt lets anybody, since it shows it as paused): with nobody to let its writes through it waits at the
-    /// first one, until its memory has been moved and whoever is responsible for that wakes it.
-    func copyRest(stopping tracker: PageTracker) throws {
-        let pages = try protectTouched(tracker)
-        tracker.stop()
+        var pages: [UInt64] = []
+        _ = try tracker.withLock {
+            try tracker.protectTouchedLocked { page, _ in pages.append(page) }
+        }
         try copy(pages: pages, sizeBytes: tracker.pageSizeBytes)
     }
 
-    /// The touched pages, in order; they are protected again.
-    private func protectTouched(_ tracker: PageTracker) throws -> [UInt64] {
-        var pages: [UInt64] = []
-        try tracker.withLock {
-            _ = try tracker.protectTouchedLocked { page, _ in pages.append(page) }
-            tracker.beginEpochLocked(Epoch(0))
-        }
-        return pages
+    /// Copies the rest, while the guest stands still, and stops the tracker. The guest may have been resumed behind our
+    /// back (libvirt lets anybody, since it shows it as paused). So the tracker ends first: with nobody to let a write
+    /// through, the pages that are protected then stay as they are copied, and the guest waits at its first write until
+    /// its memory has been moved and whoever is responsible for that wakes it.
+    func copyRest(stopping tracker: PageTracker) throws {
+        tracker.stop()
+        try copyTouched(tracker: tracker)
     }
 
     private func copy(pages: [UInt64], sizeBytes size: UInt64) throws {

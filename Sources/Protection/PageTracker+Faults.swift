@@ -19,10 +19,11 @@ extension PageTracker {
         var patience = FaultPatience()
         var looks = 0
         while true {
+            let given = ftvm_atomic_load_u64(orders)
+            // Even while faults come: they wait for whoever is responsible next.
+            if given & Order.end.rawValue != 0 { return }
             var count = ftvm_uffd_read(uffd, faults, 64)
             if count == 0 {
-                let given = ftvm_atomic_load_u64(orders)
-                if given & Order.end.rawValue != 0 { return }
                 if given & Order.logAhead.rawValue != 0 {
                     // A little at a time, and faults first: whoever faults waits for no more than this.
                     withLock { logAheadLocked() }

@@ -3,17 +3,20 @@ import Hypervisor
 /// A QEMU's monitor, with something of the test's before or after a command.
 final class WrappedMonitor: Monitor {
     private let inner: QMPConnection
+    nonisolated(unsafe) private let afterStop: () throws -> Void
     nonisolated(unsafe) private let beforeCont: () -> Void
     nonisolated(unsafe) private let afterSave: () throws -> Void
     let label = "wrapped"
     let savesInPassing: Bool
 
     init(
-        _ inner: QMPConnection, savesInPassing: Bool = false, beforeCont: @escaping () -> Void = {},
+        _ inner: QMPConnection, savesInPassing: Bool = false,
+        afterStop: @escaping () throws -> Void = {}, beforeCont: @escaping () -> Void = {},
         afterSave: @escaping () throws -> Void = {}
     ) {
         self.inner = inner
         self.savesInPassing = savesInPassing
+        self.afterStop = afterStop
         self.beforeCont = beforeCont
         self.afterSave = afterSave
     }
@@ -27,6 +30,7 @@ final class WrappedMonitor: Monitor {
     }
     func stop(timeoutMilliseconds: Int) throws {
         try inner.stop(timeoutMilliseconds: timeoutMilliseconds)
+        try afterStop()
     }
     func cont(timeoutMilliseconds: Int) throws {
         beforeCont()
